@@ -1,0 +1,69 @@
+"""Kernel-optimised backend of OpenMythos, the recurrent-depth transformer, under upstream's names."""
+
+from __future__ import annotations
+
+from openmythos import backends as _backends  # noqa: F401  (fills the dispatch table)
+from openmythos.cache import KVCache
+from openmythos.config import (
+    MythosConfig,
+    mythos_1b,
+    mythos_1t,
+    mythos_3b,
+    mythos_10b,
+    mythos_50b,
+    mythos_100b,
+    mythos_500b,
+)
+from openmythos.dispatch import BackendError, explain, record, use_backend
+from openmythos.nn import (
+    ACTHalting,
+    Expert,
+    GQAttention,
+    LoRAAdapter,
+    LTIInjection,
+    MLAttention,
+    MoEFFN,
+    OpenMythos,
+    RecurrentBlock,
+    RMSNorm,
+    TransformerBlock,
+    apply_rope,
+    explain_module,
+    loop_index_embedding,
+    precompute_rope_freqs,
+)
+from openmythos.tokenizer import MythosTokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTHalting",
+    "BackendError",
+    "Expert",
+    "GQAttention",
+    "KVCache",
+    "LTIInjection",
+    "LoRAAdapter",
+    "MLAttention",
+    "MoEFFN",
+    "MythosConfig",
+    "MythosTokenizer",
+    "OpenMythos",
+    "RMSNorm",
+    "RecurrentBlock",
+    "TransformerBlock",
+    "apply_rope",
+    "explain",
+    "explain_module",
+    "loop_index_embedding",
+    "mythos_100b",
+    "mythos_10b",
+    "mythos_1b",
+    "mythos_1t",
+    "mythos_3b",
+    "mythos_500b",
+    "mythos_50b",
+    "precompute_rope_freqs",
+    "record",
+    "use_backend",
+]

@@ -1,0 +1,3 @@
+"""What each backend supports, registered in the dispatch table in order of preference."""
+
+from __future__ import annotations

@@ -1,0 +1,150 @@
+"""Sampling from a model with a KV cache: top-k, temperature, end of sequence, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from openmythos.cache import KVCache
+
+if TYPE_CHECKING:
+    from openmythos.nn.model import OpenMythos
+
+
+def check_vocabulary(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Raise ValueError when an id is outside 0..vocab_size-1. Reads the values (a device sync on a GPU)."""
+    if input_ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in input_ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"input_ids holds {low if low < 0 else high}: allowed is 0 to vocab_size-1={vocab_size - 1}")
+
+
+def sample(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int = 50, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """One token a row from softmax(logits / temperature) over the top_k (0: all). logits (B, V) -> (B, 1).
+
+    temperature 0 takes the largest logit; top_k above V means all; ties with the k-th logit stay in.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k > 0:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    return torch.multinomial(F.softmax(logits, dim=-1), num_samples=1, generator=generator)
+
+
+def _check(max_new_tokens: int, temperature: float, top_k: int, model: OpenMythos, input_ids: torch.Tensor) -> None:
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 0")
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature}: must be at least 0 (0 takes the most likely token)")
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k}: must be at least 0 (0 samples from all)")
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids {tuple(input_ids.shape)}: must be (B, T) with at least one token")
+    # the last sampled token is never fed back, so its position needs no place
+    total = input_ids.shape[1] + max(max_new_tokens - 1, 0)
+    if total > model.cfg.max_seq_len:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: with a prompt of {input_ids.shape[1]} that is {total} positions, "
+            f"max_seq_len={model.cfg.max_seq_len}"
+        )
+    check_vocabulary(input_ids, model.cfg.vocab_size)
+
+
+def stream(
+    model: OpenMythos,
+    input_ids: torch.Tensor,
+    max_new_tokens: int = 64,
+    n_loops: int = 8,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    *,
+    eos_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield each step's tokens, (B, 1). Arguments and errors as `generate`; checked before the first step."""
+    _check(max_new_tokens, temperature, top_k, model, input_ids)
+    model.recurrent.loops(n_loops)
+    return _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator)
+
+
+def _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator):
+    cache = KVCache(model.cfg.max_seq_len)
+    done = torch.zeros((input_ids.shape[0], 1), dtype=torch.bool, device=input_ids.device)
+    current, position = input_ids, 0
+    for _ in range(max_new_tokens):
+        with torch.no_grad(), _without_dropout(model):
+            logits = model(current, n_loops=n_loops, kv_cache=cache, start_pos=position, last_token_only=True)
+        token = sample(logits[:, -1], temperature, top_k, generator)
+        if eos_token_id is not None:
+            token = token.masked_fill(done, eos_token_id)
+            done = done | (token == eos_token_id)
+        yield token
+        if eos_token_id is not None and bool(done.all()):
+            return
+        position += current.shape[1]
+        current = token
+
+
+class _without_dropout:
+    """Evaluation mode for the block; each module gets its own mode back."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._training = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self._training:
+            module.training = False
+
+    def __exit__(self, *_exception: object) -> None:
+        for module in self._training:
+            module.training = True
+
+
+@torch.no_grad()
+def generate(
+    model: OpenMythos,
+    input_ids: torch.Tensor,
+    max_new_tokens: int = 64,
+    n_loops: int = 8,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    *,
+    eos_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+    on_token: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Continue the prompt token by token with a KV cache.
+
+    input_ids integers (B, T) -> (B, T + new) with new <= max_new_tokens. The same seed and logits give
+    upstream's samples. temperature 0 is greedy; top_k 0 (or above the vocabulary) samples from all. With
+    eos_token_id a row that has produced it repeats it, and generation ends when every row has. `generator`
+    seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off whatever the model's mode.
+
+    Raises:
+        ValueError: before anything runs, naming the argument, when the prompt is empty or holds an id
+            outside the vocabulary, the continuation does not fit into max_seq_len, or a number is out of range.
+    """
+    steps = stream(
+        model,
+        input_ids,
+        max_new_tokens,
+        n_loops,
+        temperature,
+        top_k,
+        eos_token_id=eos_token_id,
+        generator=generator,
+    )
+    tokens = [input_ids]
+    for token in steps:
+        tokens.append(token)
+        if on_token is not None:
+            on_token(token)
+    return torch.cat(tokens, dim=1)

@@ -1,0 +1,24 @@
+"""The model's own causal mask, recognised by type so that nobody reads its values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class CausalMask(NamedTuple):
+    """Causal over `new` tokens, bottom-right aligned against whatever is cached."""
+
+    new: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def tensor(self, total: int | None = None) -> torch.Tensor:
+        """Additive (1, 1, T, S): 0 where query i may see key j <= S - T + i, -inf elsewhere."""
+        total = self.new if total is None else total
+        mask = torch.full((1, 1, self.new, total), float("-inf"), device=self.device, dtype=self.dtype)
+        return mask.triu(diagonal=total - self.new + 1)
+
+
+Mask = CausalMask | torch.Tensor | None

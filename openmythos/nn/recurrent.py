@@ -1,0 +1,201 @@
+"""The recurrent block: one transformer block looped with input injection and adaptive halting."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import nn
+
+from openmythos import ops
+from openmythos.config import MythosConfig
+from openmythos.nn.block import TransformerBlock
+from openmythos.nn.mask import CausalMask, Mask
+from openmythos.nn.moe import MoEFFN
+from openmythos.nn.norm import RMSNorm
+from openmythos.nn.pristine import fusable, pristine, unchanged
+from openmythos.nn.project import project, to_weight_dtype
+from openmythos.ops._library import direct
+from openmythos.ops.loop_step import LoopParams
+from openmythos.reference.loop_step import loop_embedding
+from openmythos.reference.precision import wide
+
+# exp(-exp(x)) is below 1 in float32 down to x = -15 and above 0 up to x = 4.4
+_LOG_RANGE = (-15.0, 4.4)
+
+
+def loop_index_embedding(h: torch.Tensor, loop_t: int, loop_dim: int, theta: float = 10000.0) -> torch.Tensor:
+    """h with [sin | cos] of the loop index added to its first `loop_dim` channels. (..., dim) -> (..., dim)."""
+    embedding = loop_embedding(loop_t, loop_dim, h.device, theta)
+    return torch.cat((h[..., :loop_dim] + embedding, h[..., loop_dim:]), dim=-1).to(h.dtype)
+
+
+@fusable
+class LoRAAdapter(nn.Module):
+    """Low-rank delta with a scale per loop: (down(x) * scale[min(t, max_loops - 1)]) @ B (arXiv 2410.20672)."""
+
+    def __init__(self, dim: int, rank: int, max_loops: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, rank, bias=False)
+        self.B = nn.Parameter(torch.randn(rank, dim) * 0.02)
+        self.scale = nn.Embedding(max_loops, rank)
+
+    def forward(self, x: torch.Tensor, loop_t: int) -> torch.Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        x = to_weight_dtype(x, self.down)
+        scale = self.scale.weight[min(loop_t, self.scale.num_embeddings - 1)]
+        return (project(self.down, x) * scale) @ self.B
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        """Take a table of another number of loops: extra rows are dropped, missing ones repeat the last."""
+        key, rows = f"{prefix}scale.weight", self.scale.num_embeddings
+        table = state_dict.get(key)
+        if table is not None and table.dim() == 2 and 0 < table.shape[0] != rows:
+            index = torch.arange(rows, device=table.device).clamp(max=table.shape[0] - 1)
+            state_dict[key] = table[index]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@fusable
+class LTIInjection(nn.Module):
+    """h' = A h + B e + transformer_out with a diagonal A strictly inside (0, 1) (Parcae, arXiv 2604.12946)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.log_A = nn.Parameter(torch.zeros(dim))
+        self.log_dt = nn.Parameter(torch.zeros(1))
+        self.B = nn.Parameter(torch.ones(dim) * 0.1)
+
+    def get_A(self) -> torch.Tensor:
+        """exp(-exp(log_dt + log_A)), (dim) in float32 or wider, strictly between 0 and 1 in floating point too."""
+        total = self.log_dt.to(wide(self.log_dt.dtype)) + self.log_A.to(wide(self.log_A.dtype))
+        return torch.exp(-torch.exp(total.clamp(*_LOG_RANGE)))
+
+    def forward(self, h: torch.Tensor, e: torch.Tensor, transformer_out: torch.Tensor) -> torch.Tensor:
+        """All (B, T, dim) -> (B, T, dim) in h's dtype, or transformer_out's where that is wider."""
+        out = self.get_A() * h + self.B * e + transformer_out
+        return out.to(torch.promote_types(h.dtype, transformer_out.dtype))
+
+
+@fusable
+class ACTHalting(nn.Module):
+    """Halting probability sigmoid(halt(h)) of each position (Graves, arXiv 1603.08983). (B, T, dim) -> (B, T)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.halt = nn.Linear(dim, 1)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.halt(to_weight_dtype(h, self.halt))).squeeze(-1)
+
+
+@fusable
+class RecurrentBlock(nn.Module):
+    """Loops one block: each step injects e, adds the loop's LoRA delta and accumulates the halting output.
+
+    The step between two runs of the block is one fused op, unless lora, injection, act or norm were
+    changed; then those are called as modules.
+    """
+
+    def __init__(self, cfg: MythosConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.block = TransformerBlock(cfg, use_moe=True)
+        self.injection = LTIInjection(cfg.dim)
+        self.act = ACTHalting(cfg.dim)
+        self.lora = LoRAAdapter(cfg.dim, cfg.lora_rank, cfg.max_loop_iters)
+        self.norm = RMSNorm(cfg.dim)
+        self.loop_dim = cfg.loop_dim
+
+    def loops(self, n_loops: int | None) -> int:
+        """The number of loops to run: n_loops, or the config's max_loop_iters for None.
+
+        Raises:
+            ValueError: when n_loops is not a positive int.
+        """
+        if n_loops is None:
+            return self.cfg.max_loop_iters
+        if not isinstance(n_loops, int) or isinstance(n_loops, bool) or n_loops < 1:
+            raise ValueError(f"n_loops={n_loops!r}: must be an int of at least 1, or None for max_loop_iters")
+        return n_loops
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        e: torch.Tensor,
+        freqs_cis: torch.Tensor,
+        mask: Mask = None,
+        n_loops: int | None = None,
+        kv_cache: MutableMapping | None = None,
+    ) -> torch.Tensor:
+        """The ACT-weighted sum of the states h after each loop.
+
+        h and e (B, T, dim) -> (B, T, dim). Without a cache the loop ends when every position has halted;
+        with one all loops run, so that later tokens find their keys (`recurrent_loop_{t}`).
+        """
+        loops = self.loops(n_loops)
+        if isinstance(mask, CausalMask) and not unchanged(self.block, TransformerBlock):
+            mask = mask.tensor()
+        ffn = self.block.ffn if isinstance(self.block, TransformerBlock) else None
+        if isinstance(ffn, MoEFFN):
+            ffn.hold_cast()
+        try:
+            fused = all(pristine(part) for part in (self.lora, self.injection, self.act, self.norm))
+            run = self._run_fused if fused else self._run_modules
+            return run(h, e, freqs_cis, mask, loops, kv_cache)
+        finally:
+            if isinstance(ffn, MoEFFN):
+                ffn.drop_cast()
+
+    def _params(self) -> LoopParams:
+        state = wide(self.lora.B.dtype)
+        weights = (self.injection.B, self.lora.down.weight, self.lora.scale.weight, self.lora.B)
+        heads = (self.act.halt.weight[0], self.act.halt.bias, self.norm.weight)
+        A = self.injection.get_A().expand(self.injection.B.shape)
+        return LoopParams(*(part.to(state).contiguous() for part in (A, *weights, *heads)))
+
+    def _all_halted(self, cum_p: torch.Tensor) -> bool:
+        return not torch.compiler.is_compiling() and bool((cum_p >= self.cfg.act_threshold).all())
+
+    def _run_fused(self, h, e, freqs_cis, mask, loops, kv_cache) -> torch.Tensor:
+        shape, state = h.shape, wide(h.dtype)
+        params = self._params()
+        first = loop_index_embedding(h, 0, self.loop_dim)
+        x, _ = ops.rms_norm_add(first, e, self.norm.weight, self.norm.eps, dtype=e.dtype)
+        h, e = h.reshape(-1, shape[-1]), e.reshape(-1, shape[-1])
+        h_out = torch.zeros(h.shape, dtype=state, device=h.device)
+        cum_p = torch.zeros(h.shape[0], dtype=state, device=h.device)
+        step = {"threshold": self.cfg.act_threshold, "loop_dim": self.loop_dim, "eps": self.norm.eps}
+        in_place = direct(h)
+        if in_place:
+            h = h.clone()
+        for t in range(loops):
+            block_out = self.block(x, freqs_cis, mask, kv_cache, f"recurrent_loop_{t}").reshape(h.shape)
+            if t + 1 == loops:
+                params = params._replace(norm_w=None)
+            if in_place:
+                x = torch.empty_like(e) if params.norm_w is not None else None
+                ops.loop_step_(h, e, block_out, h_out, cum_p, params, t, x_next=x, **step)
+            else:
+                h, h_out, cum_p, x = ops.loop_step(h, e, block_out, h_out, cum_p, params, t, **step)
+            if t + 1 == loops or (kv_cache is None and self._all_halted(cum_p)):
+                break
+            x = x.view(shape)
+        return h_out.to(h.dtype).view(shape)
+
+    def _run_modules(self, h, e, freqs_cis, mask, loops, kv_cache) -> torch.Tensor:
+        threshold = self.cfg.act_threshold
+        cum_p = torch.zeros(h.shape[:2], dtype=wide(h.dtype), device=h.device)
+        h_out = torch.zeros(h.shape, dtype=cum_p.dtype, device=h.device)
+        for t in range(loops):
+            x = self.norm(loop_index_embedding(h, t, self.loop_dim) + e)
+            block_out = self.block(x, freqs_cis, mask, kv_cache, f"recurrent_loop_{t}")
+            h = self.injection(h, e, block_out + self.lora(block_out, t)).to(h.dtype)
+            p = self.act(h).to(cum_p.dtype)
+            running = cum_p < threshold
+            weight = torch.where(cum_p + p >= threshold, (1 - cum_p).clamp(min=0), p) * running
+            h_out = h_out + weight.unsqueeze(-1) * h
+            cum_p = cum_p + p * running
+            if kv_cache is None and self._all_halted(cum_p):
+                break
+        return h_out.to(h.dtype)

@@ -1,0 +1,166 @@
+"""moe_route, moe_experts, and moe: routed experts plus the shared ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from openmythos import dispatch, reference
+from openmythos.ops._library import accepts_backend, autocast, autograd, define, direct
+from openmythos.ops.linear import linear, swiglu
+from openmythos.reference.precision import wide
+
+
+def _route_fake(logits, bias, k):
+    ids = logits.new_empty((logits.shape[0], k), dtype=torch.int32)
+    return ids, ids.new_empty(ids.shape, dtype=wide(logits.dtype)), ids.new_empty(logits.shape[1])
+
+
+def _route_backward_fake(grad, ids, weights, n_experts, dtype):
+    return grad.new_empty((ids.shape[0], n_experts), dtype=dtype)
+
+
+def _experts_fake(x, ids, weights, gate_up, down):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _experts_backward_fake(grad, x, ids, weights, gate_up, down):
+    return tuple(torch.empty(part.shape, dtype=part.dtype, device=x.device) for part in (x, weights, gate_up, down))
+
+
+define(
+    "moe_route",
+    "(Tensor logits, Tensor? bias, int k) -> (Tensor, Tensor, Tensor)",
+    _route_fake,
+    reference.moe_route,
+)
+define(
+    "moe_route_backward",
+    "(Tensor grad, Tensor ids, Tensor weights, int n_experts, ScalarType dtype) -> Tensor",
+    _route_backward_fake,
+    reference.moe_route_backward,
+)
+define(
+    "moe_experts",
+    "(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down) -> Tensor",
+    _experts_fake,
+    reference.moe_experts,
+)
+define(
+    "moe_experts_backward",
+    "(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _experts_backward_fake,
+    reference.moe_experts_backward,
+)
+
+
+def _route_setup(ctx, inputs, output):
+    ids, weights, counts = output
+    ctx.n_experts, ctx.dtype = inputs[0].shape[1], inputs[0].dtype
+    ctx.mark_non_differentiable(ids, counts)
+    ctx.save_for_backward(ids, weights)
+
+
+def _route_autograd(ctx, grad_ids, grad_weights, grad_counts):
+    ids, weights = ctx.saved_tensors
+    grad = torch.ops.openmythos.moe_route_backward(grad_weights, ids, weights, ctx.n_experts, ctx.dtype)
+    return grad, None, None
+
+
+def _experts_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _experts_autograd(ctx, grad):
+    d_x, d_weights, d_gate_up, d_down = torch.ops.openmythos.moe_experts_backward(grad, *ctx.saved_tensors)
+    return d_x, None, d_weights, d_gate_up, d_down
+
+
+autograd("moe_route", _route_setup, _route_autograd)
+autograd("moe_experts", _experts_setup, _experts_autograd)
+
+
+def _check_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x {tuple(x.shape)}: must be (N, D)")
+    if ids.dim() != 2 or ids.shape[0] != x.shape[0] or ids.shape != weights.shape:
+        raise ValueError(
+            f"ids {tuple(ids.shape)} and weights {tuple(weights.shape)}: both must be (N, k) with N={x.shape[0]}"
+        )
+    if gate_up.dim() != 4 or gate_up.shape[1] != 2 or gate_up.shape[3] != x.shape[1]:
+        raise ValueError(f"gate_up {tuple(gate_up.shape)}: must be (E, 2, I, D) with D={x.shape[1]}")
+    expected = (gate_up.shape[0], gate_up.shape[3], gate_up.shape[2])
+    if tuple(down.shape) != expected:
+        raise ValueError(f"down {tuple(down.shape)}: must be (E, D, I)={expected}")
+
+
+@accepts_backend
+def moe_route(
+    logits: torch.Tensor, bias: torch.Tensor | None, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose k experts a row by logits + bias, weighted by the softmax of their raw logits.
+
+    Equal to upstream's softmax over all experts, gather and renormalise; the bias balances load and
+    never enters the weights (DeepSeek-V3, arXiv 2412.19437). Ties go to the lower id, NaN counts as -inf.
+
+    logits (N, E), bias (E) -> ids (N, k) int32, weights (N, k) float32, counts (E) int32, the rows each
+    expert serves.
+
+    Raises:
+        ValueError: when k is not in 1..E, or the shapes do not agree.
+    """
+    if logits.dim() != 2:
+        raise ValueError(f"logits {tuple(logits.shape)}: must be (N, E)")
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k={k}: allowed is 1 to the number of experts, {logits.shape[1]}")
+    if bias is not None and bias.shape != logits.shape[1:]:
+        raise ValueError(f"bias {tuple(bias.shape)}: must be (E)=({logits.shape[1]},)")
+    if direct(logits):
+        return dispatch.select("moe_route", logits.device.type, logits, bias, k)(logits, bias, k)
+    return torch.ops.openmythos.moe_route(logits, bias, k)
+
+
+@accepts_backend
+def moe_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """out[n] = sum_j weights[n, j] * down_e(silu(gate_e x_n) * up_e x_n) with e = ids[n, j].
+
+    x (N, D), ids (N, k) int32, weights (N, k) float32, gate_up (E, 2, I, D), down (E, D, I), all but ids
+    and weights in one dtype -> (N, D) in x's dtype. Deterministic; an expert without rows is never read.
+
+    Raises:
+        ValueError: when the shapes do not agree.
+    """
+    _check_experts(x, ids, weights, gate_up, down)
+    args = (x, ids, weights, gate_up, down)
+    if direct(x):
+        return dispatch.select("moe_experts", x.device.type, *args)(*args)
+    x, gate_up, down = autocast(x, gate_up, down)
+    return torch.ops.openmythos.moe_experts(x, ids, weights, gate_up, down)
+
+
+@accepts_backend
+def moe(
+    x: torch.Tensor,
+    router: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (),
+) -> torch.Tensor:
+    """Routed experts, chosen by x @ router^T, plus the shared experts, which serve every row.
+
+    x (N, D), router (E, D), bias (E), gate_up (E, 2, I, D), down (E, D, I), shared a sequence of
+    (gate (J, D), up (J, D), down (D, J)) -> (N, D).
+    """
+    ids, weights, _ = moe_route(linear(x, router), bias, k)
+    out = moe_experts(x, ids, weights, gate_up, down)
+    for expert in shared:
+        out = out + swiglu(x, *expert)
+    return out

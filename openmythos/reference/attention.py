@@ -1,0 +1,28 @@
+"""Multi-head attention with an arbitrary additive mask and dropout: the path no fused kernel takes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """dropout(softmax(q k^T * scale + mask)) v.
+
+    q (B, T, H, d), k (B, S, H, d), v (B, S, H, dv), mask broadcastable to (B, H, T, S) -> (B, T, H, dv).
+    """
+    scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * scale
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    weights = F.softmax(scores, dim=-1)
+    if dropout > 0:
+        weights = F.dropout(weights, p=dropout)
+    return torch.matmul(weights.to(v.dtype), v.transpose(1, 2)).transpose(1, 2)
