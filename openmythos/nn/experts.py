@@ -11,7 +11,7 @@ from torch import nn
 
 from openmythos import ops
 from openmythos.nn.pristine import fusable, pristine, why_not
-from openmythos.nn.project import project, to_weight_dtype
+from openmythos.nn.project import to_weight_dtype
 
 if TYPE_CHECKING:
     from openmythos.nn.moe import MoEFFN

@@ -7,7 +7,6 @@ the fused path back.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

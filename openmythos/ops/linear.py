@@ -1,4 +1,4 @@
-"""Projections without bias and the dense SwiGLU: torch's own differentiable ops, or a faster row where nothing records.
+"""Projections without bias and the dense SwiGLU, by the fastest backend wherever nothing records the call.
 
 These two are not `openmythos::` ops: with gradients, under autocast or while compiling, torch's `linear`
 is what autograd, autocast and Inductor know best.
