@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,18 +94,16 @@ def _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_to
         current = token
 
 
-class _without_dropout:
+@contextmanager
+def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for the block; each module gets its own mode back."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._training = [module for module in model.modules() if module.training]
-
-    def __enter__(self) -> None:
-        for module in self._training:
-            module.training = False
-
-    def __exit__(self, *_exception: object) -> None:
-        for module in self._training:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
             module.training = True
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, MutableMapping
 import torch
 from torch import nn
 
-from openmythos import generation, ops
+from openmythos import generation
 from openmythos.cache import KVCache, cached_tokens, mirror, storage_of
 from openmythos.config import MythosConfig
 from openmythos.nn.block import TransformerBlock
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
-from openmythos.nn.pristine import fusable, pristine, unchanged
+from openmythos.nn.pristine import fusable, unchanged
 from openmythos.nn.project import project, to_weight_dtype
 from openmythos.nn.recurrent import RecurrentBlock
 from openmythos.nn.rope import precompute_rope_freqs, rope_table
@@ -149,11 +149,7 @@ class OpenMythos(nn.Module):
             x = self._layer(layer, x, freqs_cis, mask, cache, f"coda_{i}")
         if last_token_only:
             x = x[:, -1:]
-        if pristine(self.norm):
-            x = ops.rms_norm(x, self.norm.weight, self.norm.eps)
-        else:
-            x = self.norm(x)
-        return project(self.head, to_weight_dtype(x, self.head))
+        return project(self.head, to_weight_dtype(self.norm(x), self.head))
 
     @staticmethod
     def _layer(
@@ -196,8 +192,8 @@ class OpenMythos(nn.Module):
         for key, count in zip(keys, tokens, strict=True):
             if count != most:
                 raise ValueError(
-                    f"n_loops={loops}: kv_cache[{key!r}] holds {count} of {most} tokens, since earlier calls ran fewer "
-                    "loops; call with no more loops than they ran, or start a new cache"
+                    f"n_loops={loops}: kv_cache[{key!r}] holds {count} of {most} tokens, since earlier calls ran "
+                    "fewer loops; call with no more loops than they ran, or start a new cache"
                 )
         storage.max_seq_len = self.cfg.max_seq_len
         storage.reserve_slots(len(keys))

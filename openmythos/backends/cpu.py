@@ -1,0 +1,205 @@
+"""The CPU backend: C++ kernels of `openmythos_native`, in float32 and bfloat16, beside oneDNN through torch."""
+
+from __future__ import annotations
+
+import torch
+
+from openmythos import reference
+from openmythos.backends.library import missing
+from openmythos.dispatch import register
+
+native = torch.ops.openmythos_native
+DTYPES = (torch.float32, torch.bfloat16)
+
+# Rows up to which the kernel beat oneDNN where both were measured (docs/performance.md).
+LINEAR_ROWS = {torch.float32: 4096, torch.bfloat16: 64}
+SWIGLU_ROWS = {torch.float32: 4096, torch.bfloat16: 64}
+
+
+def _why_not(*tensors: torch.Tensor | None) -> str | None:
+    """The reason that holds for every op: no library, a dtype without a kernel, or rows that are not contiguous."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype not in DTYPES:
+            return f"dtype {tensor.dtype}: the kernels are float32 and bfloat16"
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            return "a tensor's last dimension is not contiguous"
+    return None
+
+
+def _one_dtype(*tensors: torch.Tensor) -> str | None:
+    reason = _why_not(*tensors)
+    if reason is None and any(tensor.dtype != tensors[0].dtype for tensor in tensors):
+        return "the tensors have different dtypes"
+    return reason
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _linear_supports(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    rows = x.numel() // max(x.shape[-1], 1)
+    if rows > LINEAR_ROWS.get(x.dtype, rows):
+        return f"{rows} rows: oneDNN is faster above {LINEAR_ROWS[x.dtype]}"
+    return _one_dtype(x, weight)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    native.linear(_rows(x), weight, _rows(out))
+    return out
+
+
+def _swiglu_supports(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> str | None:
+    rows = x.numel() // max(x.shape[-1], 1)
+    if rows > SWIGLU_ROWS.get(x.dtype, rows):
+        return f"{rows} rows: oneDNN is faster above {SWIGLU_ROWS[x.dtype]}"
+    return _one_dtype(x, gate, up, down)
+
+
+def _swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    out = x.new_empty((*x.shape[:-1], down.shape[0]))
+    native.swiglu(_rows(x), gate, up, down, _rows(out))
+    return out
+
+
+def _rope_supports(x: torch.Tensor, cos_sin: torch.Tensor) -> str | None:
+    return _why_not(x) or ("cos_sin is not float32" if cos_sin.dtype != torch.float32 else None)
+
+
+def _rope(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    native.rope(x, cos_sin.contiguous(), out)
+    return out
+
+
+def _norm_supports(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> str | None:
+    if dtype is not None and dtype not in DTYPES:
+        return f"dtype {dtype}: the kernels are float32 and bfloat16"
+    return _why_not(x, weight)
+
+
+def _norm_add_supports(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
+) -> str | None:
+    return _norm_supports(x, weight, eps, dtype) or _why_not(residual)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=dtype or torch.promote_types(x.dtype, weight.dtype))
+    native.rms_norm(_rows(x), None, weight, eps, _rows(out), None)
+    return out
+
+
+def _rms_norm_add(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    out = torch.empty(x.shape, dtype=dtype or torch.promote_types(total.dtype, weight.dtype))
+    native.rms_norm(_rows(x), _rows(residual), weight, eps, _rows(out), _rows(total))
+    return out, total
+
+
+def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
+    return _why_not(logits)
+
+
+def _moe_route(
+    logits: torch.Tensor, bias: torch.Tensor | None, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (logits.shape[0], k)
+    ids, weights = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.float32)
+    counts = torch.empty(logits.shape[1], dtype=torch.int32)
+    native.moe_route(logits, None if bias is None else bias.float(), ids, weights, counts)
+    return ids, weights, counts
+
+
+def _experts_supports(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> str | None:
+    return _one_dtype(x, gate_up, down)
+
+
+def _moe_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    native.moe_experts(x, ids.to(torch.int32), weights.to(torch.float32), gate_up, down, out)
+    return out
+
+
+def _mla_supports(
+    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form=""
+) -> str | None:
+    if block_table is not None:
+        return "block_table: the CPU kernel has no paged cache"
+    return _one_dtype(q_nope, q_rope, latent, k_rope, w_uk, w_uv)
+
+
+def _mla_attention(
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    latent: torch.Tensor,
+    k_rope: torch.Tensor,
+    w_uk: torch.Tensor,
+    w_uv: torch.Tensor,
+    scale: float,
+    causal: bool,
+    seq_lens: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    form: str = "decompressed",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, new, heads, _ = q_nope.shape
+    out = torch.empty((batch, new, heads, w_uv.shape[1]), dtype=q_nope.dtype)
+    lse = torch.empty((batch, heads, new), dtype=torch.float32)
+    absorbed = form == "absorbed"
+    native.mla_attention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens, absorbed, out, lse)
+    return out, lse
+
+
+def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+    reason = _why_not(h, e, block_out)
+    if reason is None and any(tensor is not None and tensor.dtype != torch.float32 for tensor in (h_out, *rest[:8])):
+        return "the state and the parameters have to be float32"
+    return reason
+
+
+def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, outputs) -> None:
+    rows = t.to(torch.int32) if isinstance(t, torch.Tensor) else None
+    scalar = 0 if rows is not None else t
+    params = [None if tensor is None else tensor.contiguous() for tensor in params]
+    native.loop_step(h, e, block_out, h_out, cum_p, *params, rows, scalar, threshold, eps, loop_dim, *outputs)
+
+
+def _loop_step(h, e, block_out, h_out, cum_p, *rest):
+    params, tail = rest[:8], rest[8:]
+    following = torch.empty(h.shape if params[-1] is not None else (0,), dtype=e.dtype)
+    new, new_out = torch.empty(h.shape, dtype=h.dtype), torch.empty(h.shape, dtype=torch.float32)
+    new_p = torch.empty(cum_p.shape, dtype=torch.float32)
+    outputs = (new, new_out, new_p, following if params[-1] is not None else None)
+    _step(h, e, block_out, h_out, cum_p, params, *tail, outputs)
+    return new, new_out, new_p, following
+
+
+def _loop_step_(h, e, block_out, h_out, cum_p, *rest) -> None:
+    params, x_next, tail = rest[:8], rest[8], rest[9:]
+    _step(h, e, block_out, h_out, cum_p, params, *tail, (h, h_out, cum_p, x_next))
+
+
+register("linear", "cpu", _linear, device="cpu", supports=_linear_supports)
+register("linear", "torch", reference.linear, device="cpu")
+register("swiglu", "cpu", _swiglu, device="cpu", supports=_swiglu_supports)
+register("swiglu", "torch", reference.swiglu, device="cpu")
+register("rope", "cpu", _rope, device="cpu", supports=_rope_supports)
+register("rms_norm", "cpu", _rms_norm, device="cpu", supports=_norm_supports)
+register("rms_norm_add", "cpu", _rms_norm_add, device="cpu", supports=_norm_add_supports)
+register("moe_route", "cpu", _moe_route, device="cpu", supports=_route_supports)
+register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_supports)
+register("mla_attention", "cpu", _mla_attention, device="cpu", supports=_mla_supports)
+register("loop_step", "cpu", _loop_step, device="cpu", supports=_step_supports)
+register("loop_step_", "cpu", _loop_step_, device="cpu", supports=_step_supports)
