@@ -1,0 +1,72 @@
+"""Mixture of experts at mythos_1b's shapes: a decoded token against a streaming read, a prefill against F.linear."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from bench.timing import READ_BYTES, best_linear, streaming_read
+from openmythos import ops, use_backend
+
+DIM, HIDDEN, EXPERTS, TOPK, SHARED = 2048, 2048, 64, 4, 2
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class Layer:
+    """Weights of mythos_1b's routed and shared experts."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        scale = DIM**-0.5
+        self.router = torch.randn(EXPERTS, DIM, dtype=dtype) * scale
+        self.bias = torch.zeros(EXPERTS)
+        self.gate_up = torch.randn(EXPERTS, 2, HIDDEN, DIM, dtype=dtype) * scale
+        self.down = torch.randn(EXPERTS, DIM, HIDDEN, dtype=dtype) * scale
+        wide = HIDDEN * TOPK
+        self.shared = [
+            tuple(torch.randn(*shape, dtype=dtype) * scale for shape in ((wide, DIM), (wide, DIM), (DIM, wide)))
+            for _ in range(SHARED)
+        ]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.moe(x, self.router, self.bias, TOPK, self.gate_up, self.down, self.shared)
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+def layer(request):
+    return Layer(request.param)
+
+
+def _checked(layer: Layer, x: torch.Tensor, check) -> float:
+    with use_backend("reference"):
+        expected = layer(x)
+    return check(layer(x), expected)
+
+
+@torch.no_grad()
+def bench_decode(layer, race, check, benchmark):
+    """One token: 302 MB of active weights in bfloat16, other experts each round."""
+    dtype = layer.down.dtype
+    tokens = [torch.randn(1, DIM, dtype=dtype) for _ in range(16)]
+    error = _checked(layer, tokens[0], check)
+    turn = itertools.cycle(tokens)
+    active = TOPK * (1 + SHARED) * 3 * DIM * HIDDEN * dtype.itemsize
+    result = race(lambda: layer(next(turn)), {"read": streaming_read()}, error=error, bytes=active)
+    benchmark.extra_info["fraction_of_read"] = result.speedup("ours", "read") * active / READ_BYTES
+
+
+@pytest.mark.parametrize("rows", [128, 512])
+@torch.no_grad()
+def bench_prefill(layer, rows, race, check, benchmark):
+    """Useful FLOPs of routing, routed and shared experts over the best linear at as many rows."""
+    dtype = layer.down.dtype
+    x = torch.randn(rows, DIM, dtype=dtype)
+    error = _checked(layer, x, check)
+    flops = 6 * rows * DIM * HIDDEN * TOPK * (1 + SHARED) + 2 * rows * DIM * EXPERTS
+    peers = best_linear(rows, DIM, dtype)
+    contenders = {f"linear_{out}": call for out, (_, call) in peers.items()}
+    result = race(lambda: layer(x), contenders, rounds=9, error=error, flops=flops)
+    rates = (count / result.median(f"linear_{out}") for out, (count, _) in peers.items())
+    benchmark.extra_info["fraction_of_linear"] = flops / result.median("ours") / max(rates)
