@@ -8,6 +8,7 @@ serve a call raises; nothing falls back after an exception.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,13 +57,11 @@ def _check_name(name: str, source: str) -> str:
     return name
 
 
+@functools.cache
 def environment_backend() -> str | None:
     """The backend named by OPENMYTHOS_BACKEND, or None when it is unset or empty."""
     name = os.environ.get("OPENMYTHOS_BACKEND", "")
     return _check_name(name, "OPENMYTHOS_BACKEND") if name else None
-
-
-_default_backend = environment_backend()
 
 
 def register(op: str, backend: str, call: Callable, *, device: str, supports: Supports = _always) -> None:
@@ -125,7 +124,7 @@ def _forced_row(name: str, op: str, device: str, args: tuple) -> Backend | None:
 
 def select(op: str, device: str, *args: object) -> Callable:
     """The callable that serves `op` for these arguments."""
-    name = _forced.get() or _default_backend
+    name = _forced.get() or environment_backend()
     row = _forced_row(name, op, device, args) if name else None
     if row is None:
         for row in _table.get((op, device), ()):
@@ -147,7 +146,7 @@ def explain(op: str, *args: object, device: str | None = None) -> list[Decision]
     if op not in _reference:
         raise ValueError(f"op={op!r}: allowed are {', '.join(ops())}")
     device = device or next((arg.device.type for arg in args if hasattr(arg, "device")), "cpu")
-    forced = _forced.get() or _default_backend
+    forced = _forced.get() or environment_backend()
     if forced and not any(row.name == forced for row in rows(op, device)):
         forced = None
     decisions, taken = [], False

@@ -70,7 +70,8 @@ class GQAttention(nn.Module):
             k, v = (part.repeat_interleave(self.groups, dim=2) for part in (k, v))
             mask = mask.tensor(total) if causal else mask
             return reference.attention(q, k, v, scale=self.head_dim**-0.5, mask=mask, dropout=dropout)
-        square = causal and new == total
+        # a comparison of traced sizes becomes a bool only by branching on it
+        square = True if causal and new == total else False  # noqa: SIM210
         if causal:
             mask = None if square or new == 1 else mask.tensor(total)
         if mask is not None:

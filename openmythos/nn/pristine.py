@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _original_forward: dict[type[nn.Module], object] = {
     cls: cls.forward for cls in (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList)
 }
@@ -28,11 +27,14 @@ def _changed(module: nn.Module) -> str | None:
         return f"is a {cls.__name__}"
     if cls.forward is not _original_forward[cls]:
         return f"{cls.__name__}.forward was replaced"
-    own = module.__dict__.get("forward")
+    state = module.__dict__
+    own = state.get("forward")
     if own is not None and getattr(own, "__func__", None) is not cls.forward:
         return "its forward was replaced"
-    if any(module.__dict__[name] for name in _HOOKS):
+    if state["_forward_hooks"] or state["_forward_pre_hooks"]:
         return "has a hook"
+    if state["_backward_hooks"] or state["_backward_pre_hooks"]:
+        return "has a backward hook"
     return None
 
 
