@@ -1,0 +1,91 @@
+#pragma once
+
+#include "gemm.h"
+
+// Online softmax over blocks of scores held as C^T (keys, query lanes): a query is a lane, so nothing is reduced across
+// a vector.
+
+namespace openmythos::cpu::OPENMYTHOS_ISA {
+
+constexpr int64_t KEY_BLOCK = 256;
+constexpr int64_t TILE_GROUPS = 3;
+constexpr int64_t TILE = TILE_GROUPS * VL;  // queries attended together
+
+// Of the queries of one tile.
+struct Online {
+    int32_t limit[TILE];  // keys at and past it are hidden
+    float top[TILE];
+    float sum[TILE];
+    float rescale[TILE];  // what earlier results are worth after the last block
+    int32_t most, least;  // of the limits of real queries
+
+    void start(int64_t queries, int64_t groups) {
+        most = 0, least = INT32_MAX;
+        for (int64_t q = 0; q < groups * VL; q++) {
+            if (q >= queries) limit[q] = 0;
+            top[q] = -__builtin_inff(), sum[q] = 0;
+            if (q < queries) {
+                most = int32_t(max_of(most, limit[q]));
+                least = int32_t(min_of(least, limit[q]));
+            }
+        }
+    }
+};
+
+// Turns raw scores (keys, groups * VL) of keys first .. first + keys - 1 into packed probabilities.
+template <class T>
+static void softmax_block(Online& online, float* scores, int64_t first, int64_t keys, int64_t groups, float scale,
+                          float* probabilities, int64_t probability_group) {
+    const int64_t ldc = groups * VL;
+    const vec hidden = set1(-__builtin_inff()), factor = set1(scale);
+    // Padding lanes have no visible key, and need none.
+    const bool masked = online.least < first + keys;
+    for (int64_t g = 0; g < groups; g++) {
+        float* s = scores + g * VL;
+        ivec limit = iload(online.limit + g * VL);
+        vec before = load(online.top + g * VL), top = before;
+        for (int64_t j = 0; j < keys; j++) {
+            vec x = load(s + j * ldc) * factor;
+            if (masked) x = select(less(iset1(int32_t(first + j)), limit), x, hidden);
+            store(s + j * ldc, x);
+            top = vmax(top, x);
+        }
+        vec origin = select(equal(top, hidden), zero(), top);
+        vec rescale = exp(before - origin), sum = load(online.sum + g * VL) * rescale;
+        float* p = probabilities + g * probability_group;
+        for (int64_t j = 0; j < keys; j += 2) {
+            vec even = exp(load(s + j * ldc) - origin);
+            vec odd = j + 1 < keys ? exp(load(s + (j + 1) * ldc) - origin) : zero();
+            sum = sum + even + odd;
+            pack_two<T>(p, j, even, odd);
+        }
+        store(online.top + g * VL, top);
+        store(online.sum + g * VL, sum);
+        store(online.rescale + g * VL, rescale);
+    }
+}
+
+OPENMYTHOS_INLINE float log_of(float x) { return __builtin_logf(x); }
+
+OPENMYTHOS_INLINE int64_t visible_keys(const MlaArgs& args, int64_t b, int64_t t) {
+    int64_t length = args.lengths[b];
+    return args.causal ? max_of(0, min_of(length, length - args.t + t + 1)) : length;
+}
+
+template <class T>
+OPENMYTHOS_INLINE T* row_of(const Tensor4& x, int64_t a, int64_t b = 0, int64_t c = 0) {
+    return static_cast<T*>(x.data) + a * x.strides[0] + b * x.strides[1] + c * x.strides[2];
+}
+
+// A row that sees no key: zeros, and a log-sum-exp of -inf.
+template <class T>
+OPENMYTHOS_INLINE void set_lse(const MlaArgs& args, int64_t b, int64_t h, int64_t t, float top, float sum) {
+    if (!args.lse) return;
+    args.lse[b * args.lse_strides[0] + h * args.lse_strides[1] + t * args.lse_strides[2]] =
+        sum == 0 ? -__builtin_inff() : top + log_of(sum);
+}
+
+void absorbed_attention(const Threads& threads, const MlaArgs& args);
+void decompressed_attention(const Threads& threads, const MlaArgs& args);
+
+}  // namespace openmythos::cpu::OPENMYTHOS_ISA

@@ -1,0 +1,189 @@
+#include "linear.h"
+#include "moe/hidden.h"
+
+namespace openmythos::cpu::OPENMYTHOS_ISA {
+
+// Bounds the scratch memory; by then every expert has enough rows to be limited by arithmetic.
+constexpr int64_t CHUNK_TOKENS = 4096;
+
+template <class T>
+static void swiglu_chunk(const Threads& threads, const SwigluArgs& args, int64_t begin, int64_t n) {
+    Expert<T> expert{};
+    expert.gate = static_cast<const T*>(args.gate.data), expert.gate_stride = args.gate.stride;
+    expert.up = static_cast<const T*>(args.up.data), expert.up_stride = args.up.stride;
+    expert.rows = n;
+    Split total = lay_out(&expert, 1);
+    Hidden<T> hidden{};
+    hidden.experts = &expert, hidden.count = 1, hidden.d = args.d, hidden.i = args.i;
+    Carver carver;
+    float* scratch;
+    int64_t per_worker = max_of(hidden_scratch(), projection_scratch());
+    auto carve = [&] {
+        carver.used = 0;
+        hidden.x_rows = carver.take<const T*>(n);
+        hidden.x_packed = carver.take<float>(total.groups * hidden.x_group());
+        hidden.h_packed = carver.take<float>(total.groups * hidden.h_group());
+        hidden.h_rest = carver.take<T>(total.rest * hidden.h_stride());
+        hidden.h_rows = carver.take<const T*>(total.rest);
+        scratch = carver.take<float>(threads.count * per_worker);
+    };
+    carve();
+    carver.base = static_cast<char*>(threads.scratch(carver.used));
+    carve();
+    hidden.scratch = scratch;
+    const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
+    for (int64_t r = 0; r < n; r++) hidden.x_rows[r] = x + r * args.x.stride;
+    compute_hidden(threads, hidden, &expert);
+    Tokens<T> tokens{expert.split, hidden.h_packed, hidden.h_group(), hidden.h_rows};
+    project(threads, tokens, static_cast<const T*>(args.down.data), args.down.stride, args.o, args.i,
+            static_cast<T*>(args.out.data) + begin * args.out.stride, args.out.stride, scratch);
+}
+
+void swiglu(const Threads& threads, const SwigluArgs& args) {
+    for (int64_t begin = 0; begin < args.n; begin += CHUNK_TOKENS) {
+        int64_t n = min_of(CHUNK_TOKENS, args.n - begin);
+        args.x.type == Type::float32 ? swiglu_chunk<float>(threads, args, begin, n)
+                                     : swiglu_chunk<bf16>(threads, args, begin, n);
+    }
+}
+
+// Tokens of one chunk sorted by expert, in the order of (expert, token, slot).
+struct Sorted {
+    int32_t* token;
+    float* weight;
+};
+
+template <class T>
+static int64_t sort_by_expert(const MoeExpertsArgs& args, int64_t begin, int64_t n, int64_t* start, Expert<T>* experts,
+                              const Sorted& sorted) {
+    for (int64_t e = 0; e <= args.experts; e++) start[e] = 0;
+    auto id = [&](int64_t r, int64_t j) { return args.ids[(begin + r) * args.ids_stride + j]; };
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < args.k; j++) start[id(r, j) + 1]++;
+    for (int64_t e = 0; e < args.experts; e++) start[e + 1] += start[e];
+    int64_t active = 0;
+    for (int64_t e = 0; e < args.experts; e++) {
+        if (start[e] == start[e + 1]) continue;
+        Expert<T> expert{};
+        expert.gate = static_cast<const T*>(args.gate_up) + e * args.gate_up_strides[0];
+        expert.up = expert.gate + args.gate_up_strides[1];
+        expert.gate_stride = expert.up_stride = args.gate_up_strides[2];
+        expert.down = static_cast<const T*>(args.down) + e * args.down_strides[0];
+        expert.down_stride = args.down_strides[1];
+        expert.first = start[e], expert.rows = start[e + 1] - start[e];
+        experts[active++] = expert;
+    }
+    for (int64_t r = 0; r < n; r++) {
+        for (int64_t j = 0; j < args.k; j++) {
+            int64_t at = start[id(r, j)]++;
+            sorted.token[at] = int32_t(r);
+            sorted.weight[at] = args.weights[(begin + r) * args.weights_stride + j];
+        }
+    }
+    return active;
+}
+
+// out[token] (n values) += weight * y[token], both in float32.
+static void accumulate(const float* y, float weight, float* out, int64_t n) {
+    vec w = set1(weight);
+    for (int64_t i = 0; i < n; i += VL) {
+        int64_t m = min_of(VL, n - i);
+        store_upto(out + i, fma(w, load_upto(y + i, m), load_upto(out + i, m)), m);
+    }
+}
+
+constexpr int64_t COMBINE_ROWS = 96;
+
+OPENMYTHOS_INLINE int64_t combine_scratch(int64_t tokens) {
+    return (2 * BLOCK_GROUPS * VL + tokens) * padded_rows(COMBINE_ROWS);
+}
+
+// Blocks of output channels; inside one, experts follow each other in ascending order, so that every sum has one order.
+template <class T>
+static void combine(const Threads& threads, const Hidden<T>& hidden, const Sorted& sorted, int64_t tokens, T* out,
+                    int64_t ld_out, int64_t groups, float* scratch) {
+    int64_t rows = groups ? COMBINE_ROWS
+                          : ceil_div(int64_t(393216), max_of(hidden.i * hidden.count, 1) * int64_t(sizeof(T)));
+    rows = min_of(rows, ceil_div(hidden.d, 4 * threads.count));
+    rows = min_of(COMBINE_ROWS, round_up(max_of(rows, 1), 24));
+    for_tasks(threads, ceil_div(hidden.d, rows), [&](int64_t task, int64_t worker) {
+        int64_t ld = padded_rows(COMBINE_ROWS), part = BLOCK_GROUPS * VL * ld;
+        float* c = scratch + worker * combine_scratch(tokens);
+        float *t = c + part, *sum = t + part;
+        int64_t begin = task * rows, n = min_of(rows, hidden.d - begin);
+        for (int64_t j = 0; j < tokens; j++) memset(sum + j * ld, 0, size_t(n) * 4);
+        for (int64_t e = 0; e < hidden.count; e++) {
+            const Expert<T>& expert = hidden.experts[e];
+            Split split = expert.split;
+            auto row = [&](int64_t i) { return expert.down + (begin + i) * expert.down_stride; };
+            auto finish = [&](int64_t first, int64_t m, int64_t ldc) {
+                if (ldc > 1) transpose_block(c, ldc, n, m, t, ld);
+                for (int64_t j = 0; j < m; j++)
+                    accumulate(ldc > 1 ? t + j * ld : c, sorted.weight[first + j], sum + sorted.token[first + j] * ld, n);
+            };
+            for (int64_t g = 0; g < split.groups; g += BLOCK_GROUPS) {
+                int64_t block = min_of(BLOCK_GROUPS, split.groups - g);
+                const Expert<T>* other = e + 1 < hidden.count && g + block == split.groups ? &expert + 1 : nullptr;
+                const T* after = other && n >= PANEL ? other->down + begin * other->down_stride : nullptr;
+                gemm_packed<T>(hidden.h_packed + (expert.first_group + g) * hidden.h_group(), hidden.h_group(), block, row,
+                               n, hidden.i, c, block * VL, false, after, expert.down_stride);
+                finish(expert.first + g * VL, min_of(block * VL, split.packed - g * VL), block * VL);
+            }
+            if (split.rest) {
+                gemm_dot(hidden.h_rows + expert.first_rest, split.rest, row, n, hidden.i, c, rest_stride(split.rest));
+                finish(expert.first + split.packed, split.rest, rest_stride(split.rest));
+            }
+        }
+        for (int64_t j = 0; j < tokens; j++) store_row(sum + j * ld, out + j * ld_out + begin, n);
+    });
+}
+
+template <class T>
+static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args, int64_t begin, int64_t n) {
+    Hidden<T> hidden{};
+    hidden.d = args.d, hidden.i = args.i;
+    Sorted sorted{};
+    Carver carver;
+    int64_t rows = n * args.k;
+    // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
+    int64_t most_experts = min_of(rows, args.experts);
+    int64_t most_groups = min_of(rows / VL + most_experts, rows / (DOT_REST + 1));
+    int64_t most_rest = min_of(rows, most_experts * DOT_REST);
+    int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
+    Expert<T>* experts;
+    int64_t* start;
+    auto carve = [&] {
+        carver.used = 0;
+        experts = carver.take<Expert<T>>(most_experts);
+        start = carver.take<int64_t>(args.experts + 1);
+        sorted.token = carver.take<int32_t>(rows);
+        sorted.weight = carver.take<float>(rows);
+        hidden.x_rows = carver.take<const T*>(rows);
+        hidden.h_rows = carver.take<const T*>(most_rest);
+        hidden.scratch = carver.take<float>(threads.count * per_worker);
+        hidden.x_packed = carver.take<float>(most_groups * hidden.x_group());
+        hidden.h_packed = carver.take<float>(most_groups * hidden.h_group());
+        hidden.h_rest = carver.take<T>(most_rest * hidden.h_stride());
+    };
+    carve();
+    carver.base = static_cast<char*>(threads.scratch(carver.used));
+    carve();
+    hidden.experts = experts;
+    hidden.count = sort_by_expert(args, begin, n, start, experts, sorted);
+    Split total = lay_out(experts, hidden.count);
+    const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
+    for (int64_t r = 0; r < rows; r++) hidden.x_rows[r] = x + sorted.token[r] * args.x.stride;
+    compute_hidden(threads, hidden, experts);
+    combine(threads, hidden, sorted, n, static_cast<T*>(args.out.data) + begin * args.out.stride, args.out.stride,
+            total.groups, hidden.scratch);
+}
+
+void moe_experts(const Threads& threads, const MoeExpertsArgs& args) {
+    for (int64_t begin = 0; begin < args.n; begin += CHUNK_TOKENS) {
+        int64_t n = min_of(CHUNK_TOKENS, args.n - begin);
+        args.x.type == Type::float32 ? moe_experts_chunk<float>(threads, args, begin, n)
+                                     : moe_experts_chunk<bf16>(threads, args, begin, n);
+    }
+}
+
+}  // namespace openmythos::cpu::OPENMYTHOS_ISA

@@ -1,0 +1,103 @@
+"""Drives CMake and Ninja for the native libraries; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def build_kind() -> str:
+    kind = os.environ.get("OPENMYTHOS_BUILD", "cpu")
+    if kind not in ("none", "cpu"):
+        sys.exit(f"OPENMYTHOS_BUILD is {kind!r}, expected 'none' or 'cpu'.")
+    return kind
+
+
+def find_tool(name: str) -> str | None:
+    # A tool installed beside the running Python counts even when its folder is not on PATH.
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def package_folder(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def why_not() -> str | None:
+    """The reason why nothing can be compiled here, or None."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not sys.platform.startswith("linux"):
+        return f"the CPU kernels are for Linux on x86-64, and this is {sys.platform} on {platform.machine()}"
+    if not any(find_tool(compiler) for compiler in [os.environ.get("CXX"), "c++", "g++", "clang++"] if compiler):
+        return "no C++ compiler was found"
+    for tool in ("cmake", "ninja"):
+        if not find_tool(tool):
+            return f"{tool} was not found"
+    for package in ("torch", "pybind11"):
+        if not package_folder(package):
+            return f"{package} is not installed in the build environment (use --no-build-isolation)"
+    return None
+
+
+class CMakeBuild(build_ext):
+    """Builds every target at once: in the source tree for editable installs, in build_lib for wheels."""
+
+    def output_folder(self) -> Path:
+        editable = self.inplace or getattr(self, "editable_mode", False)
+        return (ROOT if editable else Path(self.build_lib).resolve()) / "openmythos"
+
+    def run(self) -> None:
+        reason = why_not()
+        if reason:
+            self.announce(f"openmythos: native kernels are left out, because {reason}.", level=4)
+            return
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        pybind11 = package_folder("pybind11")
+        subprocess.run(
+            [
+                find_tool("cmake"),
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11 / 'share' / 'cmake' / 'pybind11'}",
+                f"-DOPENMYTHOS_TORCH={package_folder('torch')}",
+                f"-DOPENMYTHOS_OUTPUT={self.output_folder()}",
+                f"-DOPENMYTHOS_VERSION={self.distribution.get_version()}",
+            ],
+            check=True,
+        )
+        subprocess.run([find_tool("cmake"), "--build", str(build)], check=True)
+
+    def get_outputs(self) -> list[str]:
+        folder = self.output_folder()
+        return [str(path) for path in [*folder.glob("_native*.so"), *folder.glob("_lib/*.so")]]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+options: dict[str, object] = {}
+if build_kind() == "cpu" and why_not() is None:
+    options["ext_modules"] = [Extension("openmythos._native", sources=[])]
+    options["cmdclass"] = {"build_ext": CMakeBuild}
+elif build_kind() == "cpu":
+    print(f"openmythos: native kernels are left out, because {why_not()}.", file=sys.stderr)
+if (ROOT / "triton_kernels").is_dir():
+    options["package_dir"] = {"openmythos.triton_kernels": "triton_kernels"}
+
+setup(**options)
