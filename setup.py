@@ -56,10 +56,6 @@ class CMakeBuild(build_ext):
         return (ROOT if editable else Path(self.build_lib).resolve()) / "openmythos"
 
     def run(self) -> None:
-        reason = why_not()
-        if reason:
-            self.announce(f"openmythos: native kernels are left out, because {reason}.", level=4)
-            return
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         pybind11 = package_folder("pybind11")
@@ -92,11 +88,12 @@ class CMakeBuild(build_ext):
 
 
 options: dict[str, object] = {}
-if build_kind() == "cpu" and why_not() is None:
+reason = "OPENMYTHOS_BUILD is 'none'" if build_kind() == "none" else why_not()
+if reason is None:
     options["ext_modules"] = [Extension("openmythos._native", sources=[])]
     options["cmdclass"] = {"build_ext": CMakeBuild}
-elif build_kind() == "cpu":
-    print(f"openmythos: native kernels are left out, because {why_not()}.", file=sys.stderr)
+else:
+    print(f"openmythos: native kernels are left out, because {reason}.", file=sys.stderr)
 if (ROOT / "triton_kernels").is_dir():
     options["package_dir"] = {"openmythos.triton_kernels": "triton_kernels"}
 

@@ -122,7 +122,8 @@ private:
     }
     static std::string text(std::initializer_list<int64_t> sizes) {
         std::string s;
-        for (int64_t size : sizes) s += (s.empty() ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
+        for (int64_t size : sizes)
+            s += (s.empty() ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
         return "(" + s + ")";
     }
 

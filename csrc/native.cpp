@@ -45,7 +45,8 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "What the native library was built with, and what this CPU can run.";
-    m.def("build_info", &build_info, "Version, compiler, oldest torch that the op library supports, ISA variants built.");
+    m.def("build_info", &build_info,
+          "Version, compiler, oldest torch that the op library supports, ISA variants built.");
     m.def("cpu_features", &cpu_features, "Instruction sets of this CPU, as far as the kernels care.");
     m.def("isa_variants", &isa_variants, "ISA variants that this CPU can run, best first.");
 }

@@ -44,8 +44,8 @@ void swiglu(const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor&
     kernels().swiglu(session.threads, args);
 }
 
-void rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps, const Tensor& out,
-              const std::optional<Tensor>& sum) {
+void rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps,
+              const Tensor& out, const std::optional<Tensor>& sum) {
     Checks check("rms_norm");
     cpu::RmsNormArgs args{};
     args.x = check.matrix(x, "x", -1, -1);
@@ -159,8 +159,8 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
 }
 
 void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const Tensor& h_out, const Tensor& cum_p,
-               const Tensor& a, const Tensor& b, const Tensor& lora_down, const Tensor& lora_scale, const Tensor& lora_b,
-               const Tensor& halt_w, const Tensor& halt_b, const std::optional<Tensor>& norm_w,
+               const Tensor& a, const Tensor& b, const Tensor& lora_down, const Tensor& lora_scale,
+               const Tensor& lora_b, const Tensor& halt_w, const Tensor& halt_b, const std::optional<Tensor>& norm_w,
                const std::optional<Tensor>& t_rows, int64_t t, double threshold, double eps, int64_t loop_dim,
                const Tensor& h_new, const Tensor& h_out_new, const Tensor& cum_p_new,
                const std::optional<Tensor>& x_next) {
@@ -217,7 +217,8 @@ void rope(const Tensor& x, const Tensor& cos_sin, const Tensor& out) {
     check.require(args.d % 2 == 0, "x has an innermost size of ", args.d, ", expected an even one");
     check.shape(cos_sin, "cos_sin", {args.t, args.d / 2, 2});
     check.dtype(cos_sin, "cos_sin", {ScalarType::Float});
-    check.require(args.d <= 2 || cos_sin.stride(1) == 2, "cos_sin has middle stride ", cos_sin.stride(1), ", expected 2");
+    check.require(args.d <= 2 || cos_sin.stride(1) == 2, "cos_sin has middle stride ", cos_sin.stride(1),
+                  ", expected 2");
     args.out = check.tensor(out, "out", {args.b, args.t, args.h, args.d}, x, "x");
     args.cos_sin = static_cast<const float*>(cos_sin.data_ptr()), args.cos_sin_stride = cos_sin.stride(0);
     cpu::Session session;
@@ -232,8 +233,7 @@ std::string isa() { return cpu::current_variant().name; }
 STABLE_TORCH_LIBRARY(openmythos_native, m) {
     m.def("linear(Tensor x, Tensor weight, Tensor(a!) out) -> ()");
     m.def("swiglu(Tensor x, Tensor gate, Tensor up, Tensor down, Tensor(a!) out) -> ()");
-    m.def(
-        "rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? sum) -> ()");
+    m.def("rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? sum) -> ()");
     m.def("moe_route(Tensor logits, Tensor? bias, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) counts) -> ()");
     m.def("moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, Tensor(a!) out) -> ()");
     m.def(

@@ -6,7 +6,7 @@
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-constexpr int64_t DOT_REST = VL / 2;
+constexpr int64_t DOT_REST = VL;
 constexpr int64_t PREFETCH_BYTES = 4096;
 // 9 groups of 16 tokens by 1024 steps are 576 KB: the share of a 1 MB L2 that leaves room for weights and C.
 constexpr int64_t BLOCK_GROUPS = 144 / VL;
@@ -16,8 +16,10 @@ struct Split {
     int64_t groups, packed, rest;  // packed: tokens that live in groups; rest: tokens in dot form
 };
 OPENMYTHOS_INLINE Split split_tokens(int64_t m) {
+    // A full group is barely faster than the dot form alone, and only then if it is not mostly padding.
+    if (m <= DOT_REST) return {0, 0, m};
     int64_t groups = m / VL, rest = m % VL;
-    if (rest > DOT_REST) return {groups + 1, m, 0};
+    if (rest > VL * 3 / 4) return {groups + 1, m, 0};
     return {groups, groups * VL, rest};
 }
 // Floats between the rows of C^T of the rest.
@@ -57,15 +59,18 @@ static void pack_group(const T* const* rows, int64_t count, int64_t k, float* pa
             }
         };
         for (int64_t i = 0; i < whole; i += 4 * E) {
-            __m128 x0 = _mm_loadu_ps((const float*)(source[l] + i)), x1 = _mm_loadu_ps((const float*)(source[l + 1] + i));
-            __m128 x2 = _mm_loadu_ps((const float*)(source[l + 2] + i)), x3 = _mm_loadu_ps((const float*)(source[l + 3] + i));
+            __m128 x0 = _mm_loadu_ps((const float*)(source[l] + i)),
+                   x1 = _mm_loadu_ps((const float*)(source[l + 1] + i));
+            __m128 x2 = _mm_loadu_ps((const float*)(source[l + 2] + i)),
+                   x3 = _mm_loadu_ps((const float*)(source[l + 3] + i));
             _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
             put(i / E, x0), put(i / E + 1, x1), put(i / E + 2, x2), put(i / E + 3, x3);
         }
         // One step more than needed for an odd float K, which packed_floats has room for.
         for (int64_t i = whole; i < round_up(k, 2); i += E) {
             int32_t lanes[4] = {};
-            for (int64_t j = 0; j < 4 && i < k; j++) memcpy(&lanes[j], source[l + j] + i, size_t(min_of(E, k - i)) * sizeof(T));
+            for (int64_t j = 0; j < 4 && i < k; j++)
+                memcpy(&lanes[j], source[l + j] + i, size_t(min_of(E, k - i)) * sizeof(T));
             put(i / E, _mm_loadu_ps((const float*)lanes));
         }
     }
@@ -88,8 +93,8 @@ OPENMYTHOS_INLINE void pack_two(float* packed, int64_t i, vec even, vec odd) {
     }
 }
 
-// C^T (round_up(n, PANEL), groups * VL), groups <= BLOCK_GROUPS. `row(i)` is weight row i < n; rows asked for beyond the
-// last panel start at `after`, which may be null.
+// C^T (round_up(n, PANEL), groups * VL), groups <= BLOCK_GROUPS. `row(i)` is weight row i < n; rows asked for beyond
+// the last panel start at `after`, which may be null.
 template <class T, class Row>
 static void gemm_packed(const float* a, int64_t group, int64_t groups, const Row& row, int64_t n, int64_t k, float* c,
                         int64_t ldc, bool add, const T* after = nullptr, int64_t after_stride = 0) {
@@ -115,11 +120,11 @@ static void gemm_packed(const float* a, int64_t group, int64_t groups, const Row
             }
             bool wanted = next[0] != nullptr;
             for (int t = 0; t < tiles; t++) {
-                int64_t g = t * MAX_GROUPS;
+                int64_t g = groups * t / tiles;
                 int ask = wanted ? PANEL * t / tiles : 0, asked = wanted ? PANEL * (t + 1) / tiles : 0;
                 const float* tile_a = a_block + g * group;
                 float* tile_c = c + p * ldc + g * VL;
-                switch (min_of(groups - g, MAX_GROUPS)) {
+                switch (groups * (t + 1) / tiles - g) {
                     case 1:
                         packed_tile<T, 1>(tile_a, group, w, length, tile_c, ldc, add, next + ask, asked - ask);
                         break;

@@ -3,7 +3,8 @@
 #include "vec.h"
 
 // Register tiles of C^T = W A^T, W (O, K) with contiguous K. Two forms, by what the vector lanes hold:
-//   packed: lanes are tokens. Activations are repacked once into groups of VL tokens, weights are broadcast straight from
+//   packed: lanes are tokens. Activations are repacked once into groups of VL tokens, weights are broadcast straight
+//   from
 //           their rows, so weights are never repacked and nothing is reduced; best from about half a group of tokens.
 //   dot:    lanes are steps of K, for a handful of tokens; partial sums are reduced at the end.
 // Every tile writes float32 C^T[o][token], so one set of epilogues serves both.
@@ -52,9 +53,7 @@ OPENMYTHOS_INLINE int32_t load32(const void* p) {
 }
 
 #ifdef __AVX512BF16__
-OPENMYTHOS_INLINE vec dot_pairs(vec acc, ivec a, ivec b) {
-    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
-}
+OPENMYTHOS_INLINE vec dot_pairs(vec acc, ivec a, ivec b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 #endif
 
 #ifdef __AVX512F__
@@ -250,7 +249,8 @@ static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, 
     for (int n = 0; n < N; n++) _mm_storeu_ps(c + n * ldc, sum4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]));
 }
 
-// One token: the sums of weight rows read one after the other, as memory lies. `ahead` elements further on are asked for.
+// One token: the sums of weight rows read one after the other, as memory lies. `ahead` elements further on are asked
+// for, into the L2, which keeps more lines in flight than the L1.
 template <class T>
 static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead) {
     constexpr int U = 4;
@@ -261,7 +261,7 @@ static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead) {
     for (; i + U * LANES<T> <= k; i += U * LANES<T>) {
 #pragma GCC unroll 4
         for (int u = 0; u < U; u++) {
-            _mm_prefetch((const char*)(w + i + u * LANES<T> + ahead), _MM_HINT_T0);
+            _mm_prefetch((const char*)(w + i + u * LANES<T> + ahead), _MM_HINT_T1);
             acc[u] = Chunk<T>::at(a + i + u * LANES<T>).dot(Chunk<T>::at(w + i + u * LANES<T>), acc[u]);
         }
     }

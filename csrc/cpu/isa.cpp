@@ -33,8 +33,8 @@ static const Variant& find_variant(const char* name, const char* what) {
         if (std::string(name) == v->name) return *v;
         allowed += (allowed.empty() ? "" : ", ") + std::string(v->name);
     }
-    throw std::runtime_error(std::string(what) + " is '" + name + "', but this CPU and build allow: " +
-                             (allowed.empty() ? "none" : allowed) + ".");
+    throw std::runtime_error(std::string(what) + " is '" + name +
+                             "', but this CPU and build allow: " + (allowed.empty() ? "none" : allowed) + ".");
 }
 
 static std::atomic<const Variant*> chosen{nullptr};

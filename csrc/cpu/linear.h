@@ -12,12 +12,13 @@ constexpr int64_t PROJECT_ROWS = 240;  // a multiple of every panel
 OPENMYTHOS_INLINE int64_t projection_scratch() { return 2 * padded_rows(PROJECT_ROWS) * BLOCK_GROUPS * VL; }
 
 template <class T>
-static void project(const Threads& threads, const Tokens<T>& tokens, const T* w, int64_t ldw, int64_t o, int64_t k, T* out,
-                    int64_t ld_out, float* scratch) {
+static void project(const Threads& threads, const Tokens<T>& tokens, const T* w, int64_t ldw, int64_t o, int64_t k,
+                    T* out, int64_t ld_out, float* scratch) {
     Split split = tokens.split;
     int64_t blocks = ceil_div(split.groups, BLOCK_GROUPS);
     // Small enough to balance the threads, large enough that a worker streams whole pages of weights.
-    int64_t rows = split.groups ? ceil_div(o * max_of(blocks, 1), threads.count * 6) : ceil_div(int64_t(393216), k * int64_t(sizeof(T)));
+    int64_t rows = split.groups ? ceil_div(o * max_of(blocks, 1), threads.count * 6)
+                                : ceil_div(int64_t(393216), k * int64_t(sizeof(T)));
     rows = min_of(PROJECT_ROWS, round_up(max_of(min_of(rows, ceil_div(o, threads.count)), 1), 24));
     int64_t row_blocks = ceil_div(o, rows);
     // The rest goes with the last block, whose weights are then still in cache.
@@ -35,8 +36,8 @@ static void project(const Threads& threads, const Tokens<T>& tokens, const T* w,
         if (block < blocks) {
             int64_t g = block * BLOCK_GROUPS, groups = min_of(BLOCK_GROUPS, split.groups - g);
             const T* after = begin + n + PANEL <= o ? row(n) : nullptr;
-            gemm_packed<T>(tokens.packed + g * tokens.group, tokens.group, groups, row, n, k, c, groups * VL, false, after,
-                           ldw);
+            gemm_packed<T>(tokens.packed + g * tokens.group, tokens.group, groups, row, n, k, c, groups * VL, false,
+                           after, ldw);
             finish(g * VL, min_of(groups * VL, split.packed - g * VL), groups * VL);
         }
         if (split.rest && block + 1 >= blocks) {

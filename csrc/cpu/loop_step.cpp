@@ -12,6 +12,11 @@ struct Row {
     OPENMYTHOS_INLINE_MEMBER vec get(int64_t i, int64_t n) const { return load_upto(p + i, n); }
     OPENMYTHOS_INLINE_MEMBER void put(int64_t i, vec x, int64_t n) const { store_upto(p + i, x, n); }
     OPENMYTHOS_INLINE_MEMBER void put_streaming(int64_t i, vec x) const { stream(p + i, x); }
+    // The same columns some rows further on, wanted soon.
+    OPENMYTHOS_INLINE_MEMBER void ask(int64_t i, int64_t ahead) const {
+        _mm_prefetch((const char*)(p + i + ahead), _MM_HINT_T1);
+        if (sizeof(T) * VL == 64) _mm_prefetch((const char*)(p + i + VL + ahead), _MM_HINT_T1);
+    }
 };
 
 struct AnyRow {
@@ -29,11 +34,15 @@ struct AnyRow {
                                 : store_upto(static_cast<bf16*>(x.data) + i, y, n);
     }
     void put_streaming(int64_t i, vec y) const { put(i, y, VL); }
+    void ask(int64_t, int64_t) const {}
 };
+
+template <int N>
+struct Count {};
 
 struct Embeddings {
     const double* frequency;  // ceil(loop_dim / 2)
-    float* table;             // rows of loop_dim for t + 1 of first .. first + count - 1; none when the range is too wide
+    float* table;  // rows of loop_dim for t + 1 of first .. first + count - 1; none when the range is too wide
     int64_t first, count;
 };
 constexpr int64_t MAX_EMBEDDINGS = 1024;
@@ -84,6 +93,11 @@ struct Step {
                 }
             };
             int64_t i = 0;
+            for (; i + 2 * VL <= d; i += 2 * VL) {
+                for (int r = 0; N == 4 && k == 0 && r < N; r++) block_out[r].ask(i, N * args.block_out.stride);
+                sweep(i, VL);
+                sweep(i + VL, VL);
+            }
             for (; i + VL <= d; i += VL) sweep(i, VL);
             if (i < d) sweep(i, d - i);
 #pragma GCC unroll 4
@@ -91,7 +105,8 @@ struct Step {
                 float sums[4];
                 _mm_storeu_ps(sums, sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
                 const float* scale = args.lora_scale + min_of(depth(first + r), args.scale_rows - 1) * args.rank;
-                for (int64_t j = 0; j < min_of(4, args.rank - k); j++) low[r * args.rank + k + j] = sums[j] * scale[k + j];
+                for (int64_t j = 0; j < min_of(4, args.rank - k); j++)
+                    low[r * args.rank + k + j] = sums[j] * scale[k + j];
             }
         }
     }
@@ -110,10 +125,10 @@ struct Step {
             h[r] = R::of(args.h, first + r), e[r] = R::of(args.e, first + r);
             block_out[r] = R::of(args.block_out, first + r), h_new[r] = R::of(args.h_new, first + r);
             int64_t t = depth(first + r) - embeddings.first;
-            embedding[r] = embeddings.table + t * args.loop_dim;
+            embedding[r] =
+                embeddings.count ? embeddings.table + t * args.loop_dim : own + r * round_up(args.loop_dim, VL);
             if (next && !embeddings.count)
-                embed(args, embeddings.frequency, t + embeddings.first + 1, own + r * round_up(args.loop_dim, VL)),
-                    embedding[r] = own + r * round_up(args.loop_dim, VL);
+                embed(args, embeddings.frequency, depth(first + r) + 1, own + r * round_up(args.loop_dim, VL));
         }
         low_rank(block_out, first, low);
 
@@ -121,33 +136,55 @@ struct Step {
 #pragma GCC unroll 4
         for (int r = 0; r < N; r++) halt[r] = squares[r] = zero();
         auto with_embedding = [&](int r, vec x, int64_t i, int64_t n) __attribute__((always_inline)) {
-            int64_t left = args.loop_dim - i;
+            int64_t left = next ? args.loop_dim - i : 0;
             return left > 0 ? x + load_upto(embedding[r] + i, min_of(left, n)) : x;
         };
-        auto sweep = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            vec x[N];
-#pragma GCC unroll 4
-            for (int r = 0; r < N; r++) x[r] = block_out[r].get(i, n);
-            for (int64_t k = 0; k < rank; k++) {
-                vec b = load_upto(args.lora_b + k * d + i, n);
-#pragma GCC unroll 4
-                for (int r = 0; r < N; r++) x[r] = fma(set1(low[r * rank + k]), b, x[r]);
-            }
-            vec a = load_upto(args.a + i, n), b = load_upto(args.b + i, n), w = load_upto(args.halt_w + i, n);
+        Row<float> h_out[N];
+        for (int r = 0; r < N; r++) h_out[r] = Row<float>::of(args.h_out, first + r);
+        // Two columns of vectors share every broadcast of `low`; n counts in the last one.
+        auto sweep = [&]<int C>(Count<C>, int64_t i, int64_t n) __attribute__((always_inline)) {
+            vec x[N][C];
 #pragma GCC unroll 4
             for (int r = 0; r < N; r++) {
-                vec injected = e[r].get(i, n);
-                vec y = fma(a, h[r].get(i, n), fma(b, injected, x[r]));
-                store(h_exact + r * row + i, y);
-                stream_h ? h_new[r].put_streaming(i, y) : h_new[r].put(i, y, n);
-                halt[r] = fma(y, w, halt[r]);
-                vec z = with_embedding(r, y + injected, i, n);
-                squares[r] = fma(z, z, squares[r]);
+#pragma GCC unroll 2
+                for (int c = 0; c < C; c++) x[r][c] = block_out[r].get(i + c * VL, n);
+                if (C == 2 && N == 4) {
+                    h[r].ask(i, N * args.h.stride);
+                    e[r].ask(i, N * args.e.stride);
+                    h_out[r].ask(i, 0);
+                }
+            }
+            for (int64_t k = 0; k < rank; k++) {
+                vec b[C];
+#pragma GCC unroll 2
+                for (int c = 0; c < C; c++) b[c] = load_upto(args.lora_b + k * d + i + c * VL, n);
+#pragma GCC unroll 4
+                for (int r = 0; r < N; r++) {
+                    vec l = set1(low[r * rank + k]);
+#pragma GCC unroll 2
+                    for (int c = 0; c < C; c++) x[r][c] = fma(l, b[c], x[r][c]);
+                }
+            }
+#pragma GCC unroll 2
+            for (int c = 0; c < C; c++) {
+                int64_t at = i + c * VL;
+                vec a = load_upto(args.a + at, n), b = load_upto(args.b + at, n), w = load_upto(args.halt_w + at, n);
+#pragma GCC unroll 4
+                for (int r = 0; r < N; r++) {
+                    vec injected = e[r].get(at, n);
+                    vec y = fma(a, h[r].get(at, n), fma(b, injected, x[r][c]));
+                    store(h_exact + r * row + at, y);
+                    stream_h ? h_new[r].put_streaming(at, y) : h_new[r].put(at, y, n);
+                    halt[r] = fma(y, w, halt[r]);
+                    vec z = with_embedding(r, y + injected, at, n);
+                    squares[r] = fma(z, z, squares[r]);
+                }
             }
         };
         int64_t i = 0;
-        for (; i + VL <= d; i += VL) sweep(i, VL);
-        if (i < d) sweep(i, d - i);
+        for (; i + 2 * VL <= d; i += 2 * VL) sweep(Count<2>(), i, VL);
+        for (; i + VL <= d; i += VL) sweep(Count<1>(), i, VL);
+        if (i < d) sweep(Count<1>(), i, d - i);
 
         for (int r = 0; r < N; r++) {
             float p = 1.f / (1.f + exp(-(sum(halt[r]) + args.halt_b[0]))), before = args.cum_p[first + r];
@@ -156,21 +193,22 @@ struct Step {
             float weight = running ? (before + p >= args.threshold ? left : p) : 0.f;
             args.cum_p_new[first + r] = before + (running ? p : 0.f);
 
-            const float *y = h_exact + r * row, *from = static_cast<float*>(args.h_out.data) + (first + r) * args.h_out.stride;
+            const float *y = h_exact + r * row,
+                        *from = static_cast<float*>(args.h_out.data) + (first + r) * args.h_out.stride;
             float* to = static_cast<float*>(args.h_out_new.data) + (first + r) * args.h_out_new.stride;
             vec w = set1(weight);
-            for (int64_t i = 0; i < d; i += VL) {
-                vec z = fma(w, load(y + i), load_upto(from + i, d - i));
-                stream_h_out ? stream(to + i, z) : store_upto(to + i, z, d - i);
-            }
-            if (!next) continue;
             vec scale = set1(1.f / __builtin_sqrtf(sum(squares[r]) / float(d) + args.eps));
-            R x_next = R::of(args.x_next, first + r);
-            for (int64_t i = 0; i < d; i += VL) {
-                int64_t n = min_of(VL, d - i);
-                vec z = with_embedding(r, load(y + i) + e[r].get(i, n), i, n) * scale * load_upto(args.norm_w + i, n);
+            R x_next = next ? R::of(args.x_next, first + r) : R{};
+            auto write = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+                vec exact = load(y + i), z = fma(w, exact, load_upto(from + i, n));
+                stream_h_out ? stream(to + i, z) : store_upto(to + i, z, n);
+                if (!next) return;
+                z = with_embedding(r, exact + e[r].get(i, n), i, n) * scale * load_upto(args.norm_w + i, n);
                 stream_next ? x_next.put_streaming(i, z) : x_next.put(i, z, n);
-            }
+            };
+            int64_t i = 0;
+            for (; i + VL <= d; i += VL) write(i, VL);
+            if (i < d) write(i, d - i);
         }
     }
 };
@@ -218,7 +256,8 @@ void loop_step(const Threads& threads, const LoopStepArgs& args) {
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
     embeddings.frequency = frequency;
-    for (int64_t i = 0; next && i < half; i++) frequency[i] = __builtin_pow(10000., -2. * double(i) / double(args.loop_dim));
+    for (int64_t i = 0; next && i < half; i++)
+        frequency[i] = __builtin_pow(10000., -2. * double(i) / double(args.loop_dim));
     for (int64_t t = 0; t < embeddings.count; t++)
         embed(args, frequency, low + t + 1, embeddings.table + t * args.loop_dim);
 

@@ -34,7 +34,9 @@ void rms_norm(const Threads& threads, const RmsNormArgs& args) {
             });
             if (args.residual.data)
                 with_row(args.residual, r, [&](auto* x) {
-                    for_lanes(d, [&](int64_t i, int64_t n) { store_upto(s + i, load_upto(s + i, n) + load_upto(x + i, n), n); });
+                    for_lanes(d, [&](int64_t i, int64_t n) {
+                        store_upto(s + i, load_upto(s + i, n) + load_upto(x + i, n), n);
+                    });
                 });
             if (args.sum.data)
                 with_row(args.sum, r, [&](auto* to) {

@@ -58,9 +58,7 @@ OPENMYTHOS_INLINE vec load(const float* p, int64_t n) { return _mm512_maskz_load
 OPENMYTHOS_INLINE void store(float* p, vec x) { _mm512_storeu_ps(p, x); }
 OPENMYTHOS_INLINE void store(float* p, vec x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
 
-OPENMYTHOS_INLINE vec widen(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
+OPENMYTHOS_INLINE vec widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 OPENMYTHOS_INLINE vec load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
 OPENMYTHOS_INLINE vec load(const bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
 
@@ -130,9 +128,7 @@ OPENMYTHOS_INLINE void store(float* p, vec x, int64_t n) {
     memcpy(p, padded, size_t(n) * 4);
 }
 
-OPENMYTHOS_INLINE vec widen(__m128i x) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
-}
+OPENMYTHOS_INLINE vec widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 OPENMYTHOS_INLINE vec load(const bf16* p) { return widen(_mm_loadu_si128((const __m128i*)p)); }
 OPENMYTHOS_INLINE vec load(const bf16* p, int64_t n) {
     alignas(16) bf16 padded[VL] = {};
@@ -164,7 +160,9 @@ OPENMYTHOS_INLINE __m128 sum4(vec a, vec b, vec c, vec d) {
 }
 OPENMYTHOS_INLINE float sum(vec x) { return _mm_cvtss_f32(sum4(x, zero(), zero(), zero())); }
 
-OPENMYTHOS_INLINE vec power(ivec n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, iset1(127)), 23)); }
+OPENMYTHOS_INLINE vec power(ivec n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, iset1(127)), 23));
+}
 OPENMYTHOS_INLINE vec scale_by_power(vec x, vec n) {
     // Two factors, because 2^n alone leaves the normal range before the product does.
     ivec whole = _mm256_cvtps_epi32(vmin(vmax(n, set1(-252.f)), set1(252.f)));

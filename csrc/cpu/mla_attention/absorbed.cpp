@@ -7,14 +7,14 @@ namespace {
 
 constexpr int64_t BATCH_BYTES = int64_t(64) << 20;
 
-// Every (token, head) is a query row of width dc + dr against one shared key, the latent row itself. Few rows are spread
-// over the threads by splitting the keys; the parts are merged exactly.
+// Every (token, head) is a query row of width dc + dr against one shared key, the latent row itself. Few rows are
+// spread over the threads by splitting the keys; the parts are merged exactly.
 template <class T>
 struct Absorbed {
     const MlaArgs& args;
     int64_t rows = 0, q_stride = 0, ldo = 0, splits = 0, chunks = 0;
-    bool one_buffer = false;  // k_rope follows latent in memory, so one dot product covers both
-    T* q = nullptr;          // (batch, rows, q_stride): folded q_nope, then q_rope
+    bool one_buffer = false;   // k_rope follows latent in memory, so one dot product covers both
+    T* q = nullptr;            // (batch, rows, q_stride): folded q_nope, then q_rope
     float* partial = nullptr;  // (batch, splits, rows, ldo)
     float* state = nullptr;    // (batch, splits, 2, rows): top and sum
 
@@ -23,7 +23,8 @@ struct Absorbed {
         int64_t count = min_of(TILE, args.t - first), group = packed_floats<T>(args.dn);
         for (int64_t g = 0; g < ceil_div(count, VL); g++) {
             const T* source[VL];
-            for (int64_t l = 0; l < VL; l++) source[l] = row_of<T>(args.q_nope, b, first + min_of(g * VL + l, count - 1), h);
+            for (int64_t l = 0; l < VL; l++)
+                source[l] = row_of<T>(args.q_nope, b, first + min_of(g * VL + l, count - 1), h);
             pack_group(source, min_of(VL, count - g * VL), args.dn, packed + g * group);
         }
         fold(packed, group, count, row_of<T>(args.w_uk, h), args.w_uk.strides[1], args.dn, args.dc,
@@ -47,11 +48,13 @@ struct Absorbed {
     Buffers carve_attend(Carver& carver) const {
         return {carver.take<Online>(1), carver.take<float>(TILE_GROUPS * packed_floats<T>(args.dc + args.dr)),
                 carver.take<float>(TILE_GROUPS * packed_floats<T>(args.dr)),
-                carver.take<float>(padded_rows(KEY_BLOCK) * TILE), carver.take<float>(TILE_GROUPS * packed_floats<T>(KEY_BLOCK))};
+                carver.take<float>(padded_rows(KEY_BLOCK) * TILE),
+                carver.take<float>(TILE_GROUPS * packed_floats<T>(KEY_BLOCK))};
     }
 
     void attend(int64_t b, int64_t slot, int64_t chunk, int64_t split, char* own) const {
-        int64_t first = chunk * TILE, count = min_of(TILE, rows - first), groups = ceil_div(count, VL), ldc = groups * VL;
+        int64_t first = chunk * TILE, count = min_of(TILE, rows - first), groups = ceil_div(count, VL),
+                ldc = groups * VL;
         Carver carver{own};
         Buffers buffers = carve_attend(carver);
         Online& online = *buffers.online;
@@ -61,7 +64,8 @@ struct Absorbed {
         int64_t share = round_up(ceil_div(online.most, splits), 16);
         int64_t begin = min_of(online.most, split * share), end = min_of(online.most, begin + share);
         int64_t width = one_buffer ? args.dc + args.dr : args.dc;
-        int64_t q_group = packed_floats<T>(width), rope_group = packed_floats<T>(args.dr), p_group = packed_floats<T>(KEY_BLOCK);
+        int64_t q_group = packed_floats<T>(width), rope_group = packed_floats<T>(args.dr),
+                p_group = packed_floats<T>(KEY_BLOCK);
         for (int64_t g = 0; begin < end && g < groups; g++) {
             const T *source[VL], *rope[VL];
             for (int64_t l = 0; l < VL; l++) {

@@ -14,7 +14,7 @@ struct Decompressed {
     int64_t b = 0, length = 0;
     int64_t k_stride = 0, v_stride = 0, latent_group = 0, q_group = 0, p_group = 0;
     int64_t ld_rebuilt = 0, rebuild_floats = 0, attend_floats = 0;
-    float* latent = nullptr;  // packed, lanes are keys
+    float* latent = nullptr;               // packed, lanes are keys
     T *keys = nullptr, *values = nullptr;  // of a wave
     float* scratch = nullptr;
 
@@ -62,14 +62,16 @@ struct Decompressed {
         memset(o, 0, size_t(padded_rows(args.dv) * ldc) * 4);
         for (int64_t begin = 0; begin < online.most; begin += KEY_BLOCK) {
             int64_t count = min_of(KEY_BLOCK, online.most - begin);
-            gemm_packed<T>(q, q_group, groups, [&](int64_t j) { return k + (begin + j) * k_stride; }, count, width, scores,
-                           ldc, false);
+            gemm_packed<T>(
+                q, q_group, groups, [&](int64_t j) { return k + (begin + j) * k_stride; }, count, width, scores, ldc,
+                false);
             softmax_block<T>(online, scores, begin, count, groups, args.scale, p, p_group);
             if (begin)
                 for (int64_t i = 0; i < args.dv; i++)
-                    for (int64_t l = 0; l < ldc; l += VL) store(o + i * ldc + l, load(o + i * ldc + l) * load(online.rescale + l));
-            gemm_packed<T>(p, p_group, groups, [&](int64_t i) { return v + i * v_stride + begin; }, args.dv, count, o, ldc,
-                           true);
+                    for (int64_t l = 0; l < ldc; l += VL)
+                        store(o + i * ldc + l, load(o + i * ldc + l) * load(online.rescale + l));
+            gemm_packed<T>(
+                p, p_group, groups, [&](int64_t i) { return v + i * v_stride + begin; }, args.dv, count, o, ldc, true);
         }
         int64_t ld_out = padded_rows(args.dv);
         transpose_block(o, ldc, args.dv, queries, out, ld_out);
@@ -132,7 +134,8 @@ void run(const Threads& threads, const MlaArgs& args) {
             for_tasks(threads, heads * tiles, [&](int64_t task, int64_t worker) {
                 int64_t i = task / tiles;
                 // The longest rows first: causal tiles grow.
-                d.attend(h + i, keys(i), values(i), (tiles - 1 - task % tiles) * TILE, d.scratch + worker * worker_floats);
+                d.attend(h + i, keys(i), values(i), (tiles - 1 - task % tiles) * TILE,
+                         d.scratch + worker * worker_floats);
             });
         }
     }

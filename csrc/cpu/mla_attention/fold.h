@@ -7,8 +7,8 @@
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-
-// R rows by 2 * VL columns, of which n count; `factor` (one a row, or null) is what the old O is multiplied by; null starts at 0.
+// R rows by 2 * VL columns, of which n count; `factor` (one a row, or null) is what the old O is multiplied by; null
+// starts at 0.
 template <class T, int R>
 static void fold_tile(const float* a, const T* b, int64_t ldb, int64_t k, int64_t n, const float* factor, float* o,
                       int64_t ldo) {

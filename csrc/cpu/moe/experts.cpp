@@ -102,8 +102,8 @@ OPENMYTHOS_INLINE int64_t combine_scratch(int64_t tokens) {
 template <class T>
 static void combine(const Threads& threads, const Hidden<T>& hidden, const Sorted& sorted, int64_t tokens, T* out,
                     int64_t ld_out, int64_t groups, float* scratch) {
-    int64_t rows = groups ? COMBINE_ROWS
-                          : ceil_div(int64_t(393216), max_of(hidden.i * hidden.count, 1) * int64_t(sizeof(T)));
+    int64_t rows =
+        groups ? COMBINE_ROWS : ceil_div(int64_t(393216), max_of(hidden.i * hidden.count, 1) * int64_t(sizeof(T)));
     rows = min_of(rows, ceil_div(hidden.d, 4 * threads.count));
     rows = min_of(COMBINE_ROWS, round_up(max_of(rows, 1), 24));
     for_tasks(threads, ceil_div(hidden.d, rows), [&](int64_t task, int64_t worker) {
@@ -119,14 +119,15 @@ static void combine(const Threads& threads, const Hidden<T>& hidden, const Sorte
             auto finish = [&](int64_t first, int64_t m, int64_t ldc) {
                 if (ldc > 1) transpose_block(c, ldc, n, m, t, ld);
                 for (int64_t j = 0; j < m; j++)
-                    accumulate(ldc > 1 ? t + j * ld : c, sorted.weight[first + j], sum + sorted.token[first + j] * ld, n);
+                    accumulate(ldc > 1 ? t + j * ld : c, sorted.weight[first + j], sum + sorted.token[first + j] * ld,
+                               n);
             };
             for (int64_t g = 0; g < split.groups; g += BLOCK_GROUPS) {
                 int64_t block = min_of(BLOCK_GROUPS, split.groups - g);
                 const Expert<T>* other = e + 1 < hidden.count && g + block == split.groups ? &expert + 1 : nullptr;
                 const T* after = other && n >= PANEL ? other->down + begin * other->down_stride : nullptr;
-                gemm_packed<T>(hidden.h_packed + (expert.first_group + g) * hidden.h_group(), hidden.h_group(), block, row,
-                               n, hidden.i, c, block * VL, false, after, expert.down_stride);
+                gemm_packed<T>(hidden.h_packed + (expert.first_group + g) * hidden.h_group(), hidden.h_group(), block,
+                               row, n, hidden.i, c, block * VL, false, after, expert.down_stride);
                 finish(expert.first + g * VL, min_of(block * VL, split.packed - g * VL), block * VL);
             }
             if (split.rest) {
@@ -147,7 +148,7 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     int64_t rows = n * args.k;
     // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
     int64_t most_experts = min_of(rows, args.experts);
-    int64_t most_groups = min_of(rows / VL + most_experts, rows / (DOT_REST + 1));
+    int64_t most_groups = min_of(rows / VL + most_experts, 2 * rows / (DOT_REST + 1));
     int64_t most_rest = min_of(rows, most_experts * DOT_REST);
     int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
     Expert<T>* experts;

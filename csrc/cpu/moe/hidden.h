@@ -50,8 +50,7 @@ static Split lay_out(Expert<T>* experts, int64_t count) {
 }
 
 template <class T>
-static const Expert<T>& find_expert(const Expert<T>* experts, int64_t count, int64_t at,
-                                    int64_t Expert<T>::* first) {
+static const Expert<T>& find_expert(const Expert<T>* experts, int64_t count, int64_t at, int64_t Expert<T>::* first) {
     int64_t low = 0, high = count;
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
@@ -102,7 +101,8 @@ static void hidden_task(const Hidden<T>& hidden, const Expert<T>& expert, int64_
         gemm_dot(x, split.rest, up, n, hidden.d, c_up, ldc);
         activate<T>(c_gate, c_up, c_gate, n * ldc);
         if (ldc > 1) transpose_block(c_gate, ldc, n, split.rest, t, ldt);
-        for (int64_t j = 0; j < split.rest; j++) store_row(ldc > 1 ? t + j * ldt : c_gate, h + j * hidden.h_stride(), n);
+        for (int64_t j = 0; j < split.rest; j++)
+            store_row(ldc > 1 ? t + j * ldt : c_gate, h + j * hidden.h_stride(), n);
     }
 }
 
