@@ -15,6 +15,7 @@ from openmythos.config import (
     mythos_500b,
 )
 from openmythos.dispatch import BackendError, explain, record, use_backend
+from openmythos.io import load, load_training_checkpoint, save
 from openmythos.nn import (
     ACTHalting,
     Expert,
@@ -32,6 +33,7 @@ from openmythos.nn import (
     loop_index_embedding,
     precompute_rope_freqs,
 )
+from openmythos.patch import accelerate
 from openmythos.tokenizer import MythosTokenizer
 
 __version__ = "0.1.0"
@@ -52,9 +54,12 @@ __all__ = [
     "RMSNorm",
     "RecurrentBlock",
     "TransformerBlock",
+    "accelerate",
     "apply_rope",
     "explain",
     "explain_module",
+    "load",
+    "load_training_checkpoint",
     "loop_index_embedding",
     "mythos_1b",
     "mythos_1t",
@@ -65,5 +70,6 @@ __all__ = [
     "mythos_500b",
     "precompute_rope_freqs",
     "record",
+    "save",
     "use_backend",
 ]

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 FIRST_CAPACITY = 64
+# A part without elements that says of a latent that its norm was taken; it follows every copy of an entry.
+NORMALISED = "normalised"
 
 
 class Layout(NamedTuple):
@@ -29,6 +31,11 @@ class Layout(NamedTuple):
     heads: tuple[int, int]
     shared: bool
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names in an entry: the two parts, and for a shared latent the empty mark of its norm."""
+        return (*self.names, NORMALISED) if self.shared else self.names
+
     def view(self, rows: torch.Tensor, part: int) -> torch.Tensor:
         """Part 0 or 1 of rows (B, S, width) in upstream's shape."""
         start = self.widths[0] * part
@@ -42,7 +49,10 @@ class Layout(NamedTuple):
 
 
 class CacheEntry(Mapping):
-    """One layer-key of a cache: upstream's two tensors, as views made on access."""
+    """One layer-key of a cache: upstream's two tensors, as views made on access.
+
+    Latent attention adds "normalised" (B, S, 0), so that a copy of the entry is known for what it is.
+    """
 
     def __init__(self, cache: KVCache, key: str) -> None:
         self.cache = cache
@@ -50,15 +60,17 @@ class CacheEntry(Mapping):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         layout = self.cache.layout
-        if name not in layout.names:
+        if name not in layout.parts:
             raise KeyError(name)
+        if name == NORMALISED:
+            return self.cache.rows(self.key)[..., :0]
         return layout.view(self.cache.rows(self.key), layout.names.index(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.cache.layout.names)
+        return iter(self.cache.layout.parts)
 
     def __len__(self) -> int:
-        return 2
+        return len(self.cache.layout.parts)
 
     @property
     def tokens(self) -> int:

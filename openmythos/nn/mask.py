@@ -8,15 +8,16 @@ import torch
 
 
 class CausalMask(NamedTuple):
-    """Causal over `new` tokens, bottom-right aligned against whatever is cached."""
+    """Causal over `new` tokens after `past` cached ones, bottom-right aligned."""
 
     new: int
     device: torch.device
     dtype: torch.dtype
+    past: int = 0
 
     def tensor(self, total: int | None = None) -> torch.Tensor:
         """Additive (1, 1, T, S): 0 where query i may see key j <= S - T + i, -inf elsewhere."""
-        total = self.new if total is None else total
+        total = self.past + self.new if total is None else total
         mask = torch.full((1, 1, self.new, total), float("-inf"), device=self.device, dtype=self.dtype)
         return mask.triu(diagonal=total - self.new + 1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openmythos import ops, reference
-from openmythos.cache import Layout, extend
+from openmythos.cache import NORMALISED, Layout, extend
 from openmythos.config import MythosConfig
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.norm import RMSNorm
@@ -48,7 +48,8 @@ class MLAttention(nn.Module):
         return Layout(("c_kv", "k_rope"), (self.kv_lora_rank, self.qk_rope_dim), (0, self.n_heads), shared=True)
 
     def _adopt(self, entry: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.kv_norm(entry["c_kv"]), entry["k_rope"][:, :, 0]
+        latent = entry["c_kv"] if NORMALISED in entry else self.kv_norm(entry["c_kv"])
+        return latent, entry["k_rope"][:, :, 0]
 
     def forward(
         self,
@@ -81,7 +82,8 @@ class MLAttention(nn.Module):
         causal = isinstance(mask, CausalMask)
         scale = self.q_head_dim**-0.5
         dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        if (mask is None or causal) and not dropout and pristine(self.kv_up) and pristine(self.attn_drop):
+        fused = pristine(self.kv_up) and self.kv_up.bias is None and pristine(self.attn_drop)
+        if (mask is None or causal) and not dropout and fused:
             weight = self.kv_up.weight.unflatten(0, (self.n_heads, self.qk_nope_dim + self.v_dim))
             w_uk, w_uv = weight[:, : self.qk_nope_dim], weight[:, self.qk_nope_dim :]
             latent, k_rope = latent.to(q_nope.dtype), k_rope.to(q_nope.dtype)
@@ -93,4 +95,4 @@ class MLAttention(nn.Module):
         queries = torch.cat((q_nope, q_rope), dim=-1).to(keys.dtype)
         values = both[..., self.qk_nope_dim :]
         mask = mask.tensor(keys.shape[1]) if causal else mask
-        return reference.attention(queries, keys, values, scale=scale, mask=mask, dropout=dropout)
+        return reference.attention(queries, keys, values, scale=scale, mask=mask, dropout=self.attn_drop)

@@ -93,12 +93,12 @@ class OpenMythos(nn.Module):
         """Additive causal mask (1, 1, T, T): 0 on and below the diagonal, -inf above."""
         return CausalMask(seq_len, device, dtype).tensor()
 
-    def _mask(self, new: int, x: torch.Tensor) -> Mask:
+    def _mask(self, new: int, past: int, x: torch.Tensor) -> Mask:
         if new == 1:
             return None
         if type(self)._causal_mask is not OpenMythos._causal_mask or "_causal_mask" in self.__dict__:
             return self._causal_mask(new, x.device, x.dtype)
-        return CausalMask(new, x.device, x.dtype)
+        return CausalMask(new, x.device, x.dtype, past)
 
     def forward(
         self,
@@ -140,7 +140,7 @@ class OpenMythos(nn.Module):
         x = self.embed(input_ids)
         x = x.to(wide(x.dtype))
         freqs_cis = torch.view_as_complex(self.rope[start_pos : start_pos + new])
-        mask = self._mask(new, x)
+        mask = self._mask(new, 0 if cache is None else start_pos - cache.origin, x)
         for i, layer in enumerate(self.prelude):
             x = self._layer(layer, x, freqs_cis, mask, cache, f"prelude_{i}")
         seen = mask if unchanged(self.recurrent, RecurrentBlock) else _as_tensor(mask)
@@ -198,15 +198,29 @@ class OpenMythos(nn.Module):
         storage.max_seq_len = self.cfg.max_seq_len
         storage.reserve_slots(len(keys))
 
-    def generate(self, input_ids: torch.Tensor, max_new_tokens: int = 64, n_loops: int = 8, **options) -> torch.Tensor:
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int = 64,
+        n_loops: int = 8,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        **options,
+    ) -> torch.Tensor:
         """Prompt and sampled continuation, (B, T + new); see `openmythos.generation.generate`."""
-        return generation.generate(self, input_ids, max_new_tokens, n_loops, **options)
+        return generation.generate(self, input_ids, max_new_tokens, n_loops, temperature, top_k, **options)
 
     def stream(
-        self, input_ids: torch.Tensor, max_new_tokens: int = 64, n_loops: int = 8, **options
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int = 64,
+        n_loops: int = 8,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        **options,
     ) -> Iterator[torch.Tensor]:
         """The sampled tokens one at a time, (B, 1) each; see `openmythos.generation.stream`."""
-        return generation.stream(self, input_ids, max_new_tokens, n_loops, **options)
+        return generation.stream(self, input_ids, max_new_tokens, n_loops, temperature, top_k, **options)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -223,9 +237,11 @@ class OpenMythos(nn.Module):
         state_dict = dict(state_dict)
         if "head.weight" not in state_dict and "embed.weight" in state_dict:
             state_dict["head.weight"] = state_dict["embed.weight"]
+        tied = self.head.weight is self.embed.weight
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign:
-            self.head.weight = self.embed.weight
+            if tied:
+                self.head.weight = self.embed.weight
             self.rope = self._rope_table(self.embed.weight.device)
         return result
 

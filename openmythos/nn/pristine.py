@@ -68,4 +68,8 @@ def explain_module(model: nn.Module) -> dict[str, str]:
             reason = f"dropout={module.p} while training: attention takes the reference path"
         if reason is not None and name:
             reasons[name] = reason
+        experts = getattr(module, "routed_experts", None)
+        if hasattr(experts, "changed"):
+            prefix = f"{name}.routed_experts" if name else "routed_experts"
+            reasons |= {f"{prefix}.{index}": reason for index, reason in experts.changed().items()}
     return reasons

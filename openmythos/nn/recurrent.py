@@ -43,7 +43,9 @@ class LoRAAdapter(nn.Module):
     def forward(self, x: torch.Tensor, loop_t: int) -> torch.Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         x = to_weight_dtype(x, self.down)
-        scale = self.scale.weight[min(loop_t, self.scale.num_embeddings - 1)]
+        row = min(loop_t, self.scale.num_embeddings - 1)
+        own = pristine(self.scale)
+        scale = self.scale.weight[row] if own else self.scale(torch.tensor(row, device=x.device))
         return (project(self.down, x) * scale) @ self.B
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
@@ -141,6 +143,7 @@ class RecurrentBlock(nn.Module):
             ffn.hold_cast()
         try:
             fused = all(pristine(part) for part in (self.lora, self.injection, self.act, self.norm))
+            fused = fused and self.lora.down.bias is None and self.act.halt.bias is not None
             run = self._run_fused if fused else self._run_modules
             return run(h, e, freqs_cis, mask, loops, kv_cache)
         finally:

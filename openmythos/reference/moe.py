@@ -37,6 +37,8 @@ def moe_route_backward(
 def group_by_expert(ids: torch.Tensor, n_experts: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """(expert, rows, column of `ids`) for every expert that serves a row."""
     order = ids.flatten().sort(stable=True).indices
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n_experts:
+        raise ValueError(f"ids holds {int(ids.min())} to {int(ids.max())}: allowed is 0 to {n_experts - 1}")
     ends = torch.bincount(ids.flatten(), minlength=n_experts).cumsum(0).tolist()
     groups, start = [], 0
     for expert, end in enumerate(ends):

@@ -1,0 +1,82 @@
+"""Inputs of every op, the float64 truth of what they were rounded to, and checks that every op has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.backends import Row
+from tests.tolerances import assert_close
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def randn(
+    *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int | None = None
+) -> torch.Tensor:
+    """Normal numbers rounded to `dtype`."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values as a view of a wider buffer whose other elements are NaN: only the last stride is 1."""
+    buffer = torch.full((*x.shape[:-1], x.shape[-1] + 3), float("nan"), dtype=x.dtype)
+    view = buffer[..., 1 : 1 + x.shape[-1]]
+    view.copy_(x)
+    return view
+
+
+def doubled(args: Sequence[object]) -> list[object]:
+    """The arguments with every floating tensor in float64."""
+    return [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args]
+
+
+def listed(outputs: object) -> list[torch.Tensor]:
+    """The outputs of an op as a list."""
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
+def check_row(
+    row: Row, reference: Callable, args: Sequence[object], dtype: torch.dtype, exact: Sequence[str] = ()
+) -> list[torch.Tensor]:
+    """Hold every output of a row to the rule; integer outputs have to be equal. Returns the outputs."""
+    found = listed(row.call(*args))
+    plain, truth = listed(reference(*args)), listed(reference(*doubled(args)))
+    assert len(found) == len(plain)
+    for index, (mine, other, true) in enumerate(zip(found, plain, truth, strict=True)):
+        name = f"{row.op} output {index} of {row.backend}"
+        assert mine.shape == other.shape, name
+        assert mine.dtype == other.dtype, name
+        if not mine.is_floating_point():
+            assert torch.equal(mine, other), name
+        else:
+            assert_close(name, mine, true, other, dtype)
+    return found
+
+
+@contextmanager
+def threads(count: int):
+    """Run the block with this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_repeatable(row: Row, args: Sequence[object], any_threads: bool = True) -> None:
+    """Two runs are bitwise equal; with `any_threads` those of our own kernels with another number of threads too."""
+    first = listed(row.call(*args))
+    again = listed(row.call(*args))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "two runs differ"
+    if row.backend in ("torch", "reference") or not any_threads:
+        return
+    with threads(2):
+        other = listed(row.call(*args))
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True)), "one thread and two differ"

@@ -1,0 +1,207 @@
+"""loop_step and loop_step_: every backend, depth, dtype mixture and stride; in place equals functional."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmythos import ops, reference
+from openmythos.ops.loop_step import LoopParams
+from tests.backends import Row, each_row
+from tests.ops.cases import check_repeatable, check_row, doubled, each_dtype, randn, strided
+from tests.tolerances import assert_close
+
+THRESHOLD, EPS = 0.9, 1e-6
+
+
+def params(width: int, rank: int, loops: int = 4, dtype: torch.dtype = torch.float32) -> LoopParams:
+    """Parameters with A inside (0, 1) and halting probabilities around one quarter."""
+    return LoopParams(
+        A=torch.rand(width).to(dtype),
+        B=randn(width, dtype=dtype, scale=0.3),
+        lora_down=randn(rank, width, dtype=dtype, scale=width**-0.5),
+        lora_scale=randn(loops, rank, dtype=dtype),
+        lora_b=randn(rank, width, dtype=dtype, scale=0.3),
+        halt_w=randn(width, dtype=dtype, scale=width**-0.5),
+        halt_b=torch.full((1,), -1.0, dtype=dtype),
+        norm_w=1 + randn(width, dtype=dtype, scale=0.2),
+    )
+
+
+def state(rows: int, width: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """(h, e, block_out, h_out, cum_p), with rows that run, cross and have halted."""
+    cum_p = torch.rand(rows) * 1.2
+    return [*(randn(rows, width, dtype=dtype) for _ in range(3)), randn(rows, width), cum_p]
+
+
+def step_args(
+    rows: int, width: int, rank: int, t: object, dtype: torch.dtype = torch.float32, last: bool = False
+) -> list:
+    chosen = params(width, rank)
+    if last:
+        chosen = chosen._replace(norm_w=None)
+    return [*state(rows, width, dtype), *chosen, t, THRESHOLD, EPS, width // 8]
+
+
+SIZES = pytest.mark.parametrize(
+    ("rows", "width", "rank"),
+    [(1, 8, 1), (2, 97, 3), (63, 131, 8), (129, 47, 5), (5, 256, 16), (0, 97, 3), (4, 97, 0)],
+)
+
+
+@each_row("loop_step")
+@each_dtype
+@pytest.mark.parametrize("t", [0, 2, 3, 17, "rows"])
+@SIZES
+def test_step(row: Row, dtype: torch.dtype, t: object, rows: int, width: int, rank: int) -> None:
+    depth = torch.randint(0, 9, (rows,), dtype=torch.int32) if t == "rows" else t
+    args = step_args(rows, width, rank, depth, dtype)
+    new, new_out, new_p, following = check_row(row, reference.loop_step, args, dtype)
+    assert (new.dtype, new_out.dtype, new_p.dtype, following.dtype) == (dtype, torch.float32, torch.float32, dtype)
+
+
+@each_row("loop_step")
+@each_dtype
+def test_last_step_has_no_next_input(row: Row, dtype: torch.dtype) -> None:
+    found = check_row(row, reference.loop_step, step_args(9, 97, 3, 3, dtype, last=True), dtype)
+    assert found[3].numel() == 0
+
+
+@each_row("loop_step")
+@pytest.mark.parametrize("e_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("h_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mixed_dtypes(row: Row, h_dtype: torch.dtype, e_dtype: torch.dtype, block_dtype: torch.dtype) -> None:
+    args = step_args(9, 97, 3, 1)
+    args[:3] = [part.to(dtype) for part, dtype in zip(args[:3], (h_dtype, e_dtype, block_dtype), strict=True)]
+    found = check_row(row, reference.loop_step, args, torch.bfloat16)
+    assert (found[0].dtype, found[3].dtype) == (h_dtype, e_dtype)
+    truth = reference.loop_step(*doubled(args))
+    for index in (1, 2):
+        plain = reference.loop_step(*args)[index]
+        assert_close(f"output {index} is kept in float32", found[index], truth[index], plain, torch.float32)
+
+
+@each_row("loop_step")
+@each_dtype
+def test_strided_rows(row: Row, dtype: torch.dtype) -> None:
+    args = step_args(19, 97, 3, 2, dtype)
+    args[:4] = [strided(part) for part in args[:4]]
+    check_row(row, reference.loop_step, args, dtype)
+
+
+@each_row("loop_step_")
+@each_dtype
+@pytest.mark.parametrize("t", [0, 5, "rows"])
+@pytest.mark.parametrize("shares", [False, True], ids=["own_next", "next_is_block_out"])
+def test_in_place_equals_functional(row: Row, dtype: torch.dtype, t: object, shares: bool) -> None:
+    depth = torch.randint(0, 9, (63,), dtype=torch.int32) if t == "rows" else t
+    args = step_args(63, 97, 3, depth, dtype)
+    want = reference.loop_step(*args)
+    exact = reference.loop_step(*doubled(args))
+    state, chosen, tail = [part.clone() for part in args[:5]], args[5:13], args[13:]
+    following = state[2] if shares else torch.full_like(state[1], float("nan"))
+    kept = state[1].clone()
+    row.call(*state, *chosen, following, *tail)
+    assert torch.equal(state[1], kept), "e is only read"
+    for name, mine, true, plain in zip(
+        ("h", "h_out", "cum_p", "next"), (state[0], state[3], state[4], following), exact, want, strict=True
+    ):
+        assert_close(name, mine, true, plain, dtype if name in ("h", "next") else torch.float32)
+
+
+@each_row("loop_step_")
+def test_in_place_without_a_next_input(row: Row) -> None:
+    args = step_args(9, 97, 3, 2, last=True)
+    want = reference.loop_step(*args)
+    state = [part.clone() for part in args[:5]]
+    row.call(*state, *args[5:13], None, *args[13:])
+    for mine, plain in zip((state[0], state[3], state[4]), want, strict=False):
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+
+
+@each_row("loop_step")
+def test_an_int_equals_a_tensor_of_it(row: Row) -> None:
+    for t in (0, 2, 9):
+        args = step_args(9, 97, 3, t)
+        one = row.call(*args)
+        args[13] = torch.full((9,), t, dtype=torch.int32)
+        for a, b in zip(one, row.call(*args), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@each_row("loop_step")
+def test_halting_is_exactly_upstreams(row: Row) -> None:
+    """A crossing row takes what is left of 1, a halted one nothing, and p past the threshold still counts."""
+    width = 8
+    chosen = params(width, 1)._replace(halt_w=torch.zeros(width), halt_b=torch.tensor([0.0]))
+    zeros = torch.zeros(5, width)
+    cum_p = torch.tensor([0.0, 0.39, 0.41, 0.9, 1.3])
+    h = torch.ones(5, width)
+    out = row.call(h, zeros, zeros, zeros, cum_p, *chosen, 0, THRESHOLD, EPS, 1)
+    weights = torch.tensor([0.5, 0.5, 0.59, 0.0, 0.0])
+    torch.testing.assert_close(out[2], torch.tensor([0.5, 0.89, 0.91, 0.9, 1.3]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(out[1], weights[:, None] * out[0], rtol=0, atol=1e-6)
+
+
+@each_row("loop_step")
+def test_threshold_above_one(row: Row) -> None:
+    args = step_args(9, 97, 3, 1)
+    args[14] = 1.5
+    check_row(row, reference.loop_step, args, torch.float32)
+
+
+@each_row("loop_step")
+@pytest.mark.parametrize("loop_dim", [0, 1, 7, 12, 97])
+def test_any_loop_dim(row: Row, loop_dim: int) -> None:
+    args = step_args(9, 97, 3, 5)
+    args[16] = loop_dim
+    check_row(row, reference.loop_step, args, torch.float32)
+
+
+@each_row("loop_step")
+@each_dtype
+def test_repeatable(row: Row, dtype: torch.dtype) -> None:
+    check_repeatable(row, step_args(129, 131, 5, 2, dtype))
+
+
+@each_row("loop_step")
+@each_dtype
+def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> None:
+    args = step_args(63, 97, 3, 2, dtype)
+    truth = reference.loop_step(*doubled(args))
+    for index in (0, 30, 62):
+        one = slice(index, index + 1)
+        alone = [part[one] for part in args[:5]] + args[5:]
+        plain = reference.loop_step(*alone)
+        for mine, true, other in zip(row.call(*alone), truth, plain, strict=True):
+            assert_close("row alone", mine, true[one], other, dtype)
+
+
+def _gradients(function, args: list, cast: torch.dtype, wide: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(5)
+    tensors = [None if part is None else part.to(cast if i < 3 else wide) for i, part in enumerate(args[:13])]
+    leaves = [None if part is None else part.clone().requires_grad_() for part in tensors]
+    outputs = function(*leaves, *args[13:])
+    loss = sum((out * torch.randn(out.shape, generator=generator).to(out.dtype)).sum() for out in outputs)
+    return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
+
+
+def _public(*args: object) -> tuple[torch.Tensor, ...]:
+    t, threshold, eps, loop_dim = args[13:]
+    return ops.loop_step(*args[:5], LoopParams(*args[5:13]), t, threshold=threshold, eps=eps, loop_dim=loop_dim)
+
+
+@each_dtype
+@pytest.mark.parametrize("t", [0, 3, "rows"])
+@pytest.mark.parametrize("last", [False, True], ids=["next", "last"])
+def test_gradients(dtype: torch.dtype, t: object, last: bool) -> None:
+    depth = torch.randint(0, 9, (17,), dtype=torch.int32) if t == "rows" else t
+    args = step_args(17, 97, 3, depth, dtype, last)
+    found = _gradients(_public, args, dtype, torch.float32)
+    truth = _gradients(reference.loop_step, args, torch.float64, torch.float64)
+    plain = _gradients(reference.loop_step, args, dtype, torch.float32)
+    names = ("h", "e", "block_out", "h_out", "cum_p", *LoopParams._fields)
+    for name, mine, true, other in zip(names, found, truth, plain, strict=False):
+        assert mine.dtype == other.dtype, name
+        assert_close(f"gradient of {name}", mine, true, other, dtype)

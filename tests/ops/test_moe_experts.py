@@ -1,0 +1,142 @@
+"""moe_experts: every backend, with empty experts, one expert for everything, every k and odd widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmythos import ops, reference
+from tests.backends import Row, each_row
+from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.tolerances import assert_close, errors
+
+
+def experts(n: int, d: int, i: int, e: int, k: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """(x, ids, weights, gate_up, down), ids distinct in a row."""
+    ids = torch.stack([torch.randperm(e)[:k] for _ in range(n)]) if n else torch.empty(0, k)
+    weights = torch.softmax(randn(n, k), dim=-1)
+    gate_up, down = randn(e, 2, i, d, dtype=dtype, scale=d**-0.5), randn(e, d, i, dtype=dtype, scale=i**-0.5)
+    return [randn(n, d, dtype=dtype), ids.int(), weights, gate_up, down]
+
+
+SIZES = {
+    "one row": (1, 97, 47, 7, 2),
+    "one number": (1, 1, 1, 1, 1),
+    "decode": (1, 64, 131, 64, 4),
+    "few rows": (2, 97, 131, 5, 3),
+    "63 rows": (63, 47, 97, 13, 4),
+    "129 rows": (129, 131, 67, 11, 2),
+    "k is 1": (33, 48, 64, 7, 1),
+    "k is E": (17, 97, 47, 5, 5),
+    "one expert": (21, 47, 97, 1, 1),
+    "more experts than rows": (3, 47, 31, 61, 2),
+    "no rows": (0, 97, 47, 5, 2),
+}
+each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+
+
+@each_row("moe_experts")
+@each_dtype
+@each_size
+def test_experts(row: Row, dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    check_row(row, reference.moe_experts, experts(*size, dtype), dtype)
+
+
+@each_row("moe_experts")
+@each_dtype
+@pytest.mark.parametrize("only", [0, 2, 6])
+def test_one_expert_takes_everything_and_the_others_are_never_read(row: Row, dtype: torch.dtype, only: int) -> None:
+    args = experts(65, 97, 47, 7, 1, dtype)
+    args[1].fill_(only)
+    for stack in args[3:]:
+        stack[[other for other in range(7) if other != only]] = float("nan")
+    check_row(row, reference.moe_experts, args, dtype)
+
+
+@each_row("moe_experts")
+def test_the_same_expert_twice_in_a_row(row: Row) -> None:
+    args = experts(9, 47, 31, 4, 2)
+    args[1][3] = torch.tensor([2, 2])
+    check_row(row, reference.moe_experts, args, torch.float32)
+
+
+@each_row("moe_experts")
+@each_dtype
+def test_strided_operands(row: Row, dtype: torch.dtype) -> None:
+    x, ids, weights, gate_up, down = experts(19, 97, 47, 5, 2, dtype)
+    args = (strided(x), strided(ids.float()).int(), strided(weights), strided(gate_up), strided(down))
+    check_row(row, reference.moe_experts, args, dtype)
+
+
+@each_row("moe_experts")
+def test_int64_ids(row: Row) -> None:
+    x, ids, weights, gate_up, down = experts(19, 97, 47, 5, 2)
+    check_row(row, reference.moe_experts, (x, ids.long(), weights, gate_up, down), torch.float32)
+
+
+@each_row("moe_experts")
+def test_zero_and_negative_weights(row: Row) -> None:
+    args = experts(9, 47, 31, 4, 3)
+    args[2][:, 0], args[2][:, 1] = 0, -1
+    check_row(row, reference.moe_experts, args, torch.float32)
+
+
+@each_row("moe_experts")
+@each_dtype
+@pytest.mark.parametrize("n", [1, 5, 129])
+def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
+    check_repeatable(row, experts(n, 131, 97, 7, 3, dtype))
+
+
+@each_row("moe_experts")
+@each_dtype
+def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> None:
+    x, ids, weights, gate_up, down = experts(63, 97, 47, 7, 2, dtype)
+    truth = reference.moe_experts(x.double(), ids, weights.double(), gate_up.double(), down.double())
+    for index in (0, 31, 62):
+        one = slice(index, index + 1)
+        args = (x[one], ids[one], weights[one], gate_up, down)
+        assert_close("row alone", row.call(*args), truth[one], reference.moe_experts(*args), dtype)
+
+
+@each_row("moe_experts")
+@pytest.mark.parametrize("bad", [-1, 5, 2**30])
+def test_ids_outside_the_experts_are_an_error(row: Row, bad: int) -> None:
+    args = experts(9, 47, 31, 5, 2)
+    args[1][4, 1] = bad
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        row.call(*args)
+
+
+@each_dtype
+@each_size
+def test_gradients(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    x, ids, weights, gate_up, down = experts(*size, dtype)
+    outer, found = randn(*x.shape), []
+    for cast, function in (
+        (dtype, ops.moe_experts),
+        (torch.float64, reference.moe_experts),
+        (dtype, reference.moe_experts),
+    ):
+        leaves = [part.to(cast).requires_grad_() for part in (x, gate_up, down)]
+        weight = weights.to(torch.promote_types(cast, torch.float32)).requires_grad_()
+        out = function(leaves[0], ids, weight, leaves[1], leaves[2])
+        # Without rows the reference's output does not depend on the weights; a gradient of zero is right.
+        loss = (out * outer.to(cast)).sum() + sum(0 * leaf.sum() for leaf in (*leaves, weight))
+        found.append(torch.autograd.grad(loss, (*leaves, weight)))
+    for name, mine, true, plain in zip(("x", "gate_up", "down", "weights"), *found, strict=True):
+        assert mine.dtype == plain.dtype
+        assert_close(f"gradient of {name}", mine, true, plain, dtype)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3])
+def test_moe_is_routed_plus_shared(shared: int) -> None:
+    x, _, _, gate_up, down = experts(19, 97, 47, 5, 2)
+    router, bias = randn(5, 97), randn(5, scale=0.1)
+    dense = [tuple(randn(*shape, scale=0.1) for shape in ((31, 97), (31, 97), (97, 31))) for _ in range(shared)]
+    found = ops.moe(x, router, bias, 2, gate_up, down, dense)
+    ids, weights, _ = reference.moe_route(x.double() @ router.double().T, bias.double(), 2)
+    want = reference.moe_experts(x.double(), ids, weights, gate_up.double(), down.double())
+    for part in dense:
+        want = want + reference.swiglu(x.double(), *(matrix.double() for matrix in part))
+    assert errors(found, want).frobenius < 1e-6

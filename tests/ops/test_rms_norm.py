@@ -1,0 +1,132 @@
+"""rms_norm and rms_norm_add: every backend, storage dtype, odd width, mixture of dtypes and stride."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmythos import ops, reference
+from tests.backends import Row, each_row
+from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.tolerances import assert_close
+
+EPS = 1e-6
+SHAPES = pytest.mark.parametrize(
+    "shape", [(1, 1), (2, 97), (63, 47), (129, 131), (3, 5, 256), (0, 97), (97,)], ids=str
+)
+
+
+@each_row("rms_norm")
+@each_dtype
+@SHAPES
+def test_rms_norm(row: Row, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weight = randn(*shape, dtype=dtype, scale=3), 1 + randn(shape[-1], dtype=dtype, scale=0.3)
+    check_row(row, reference.rms_norm, (x, weight, EPS, None), dtype)
+
+
+@each_row("rms_norm_add")
+@each_dtype
+@SHAPES
+def test_rms_norm_add(row: Row, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, residual = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+    weight = 1 + randn(shape[-1], dtype=dtype, scale=0.3)
+    check_row(row, reference.rms_norm_add, (x, residual, weight, EPS, None), dtype)
+
+
+MIXED = [
+    (torch.float32, torch.bfloat16, None),
+    (torch.float32, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32, None),
+    (torch.bfloat16, torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16, torch.float16),
+    (torch.float16, torch.float32, torch.float32),
+]
+
+
+@each_row("rms_norm")
+@pytest.mark.parametrize(("x_dtype", "weight_dtype", "out_dtype"), MIXED, ids=str)
+def test_mixed_dtypes(
+    row: Row, x_dtype: torch.dtype, weight_dtype: torch.dtype, out_dtype: torch.dtype | None
+) -> None:
+    x, weight = randn(5, 97, dtype=x_dtype), 1 + randn(97, dtype=weight_dtype, scale=0.3)
+    (out,) = check_row(row, reference.rms_norm, (x, weight, EPS, out_dtype), out_dtype or torch.float32)
+    assert out.dtype == (out_dtype or torch.float32)
+
+
+@each_row("rms_norm_add")
+@pytest.mark.parametrize(
+    ("x_dtype", "residual_dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_mixed_residual(row: Row, x_dtype: torch.dtype, residual_dtype: torch.dtype) -> None:
+    x, residual, weight = randn(7, 131, dtype=x_dtype), randn(7, 131, dtype=residual_dtype), randn(131)
+    found = check_row(row, reference.rms_norm_add, (x, residual, weight, EPS, torch.bfloat16), torch.bfloat16)
+    assert [part.dtype for part in found] == [torch.bfloat16, torch.float32]
+
+
+@each_row("rms_norm")
+@each_dtype
+def test_strided_rows(row: Row, dtype: torch.dtype) -> None:
+    check_row(row, reference.rms_norm, (strided(randn(63, 97, dtype=dtype)), randn(97, dtype=dtype), EPS, None), dtype)
+
+
+@each_row("rms_norm")
+def test_transposed_rows(row: Row) -> None:
+    """A last dimension that is not contiguous is served or refused, never misread."""
+    check_row(row, reference.rms_norm, (randn(47, 5).T, randn(47), EPS, None), torch.float32)
+
+
+@each_row("rms_norm")
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4, 1e15])
+def test_extreme_scales(row: Row, scale: float) -> None:
+    check_row(row, reference.rms_norm, (randn(4, 97, scale=scale), randn(97), EPS, None), torch.float32)
+
+
+@each_row("rms_norm")
+def test_float16_squares_do_not_overflow(row: Row) -> None:
+    x = randn(4, 97, dtype=torch.float16, scale=1e4)
+    check_row(row, reference.rms_norm, (x, randn(97, dtype=torch.float16), EPS, None), torch.float16)
+
+
+@each_row("rms_norm")
+def test_nan_and_inf_stay_in_their_row(row: Row) -> None:
+    x = randn(4, 97)
+    x[1, 5], x[2, 96] = float("nan"), float("inf")
+    out = row.call(x, randn(97), EPS, None)
+    assert out[0].isfinite().all()
+    assert out[3].isfinite().all()
+    assert out[1].isnan().all()
+    assert out[2, 96].isnan()
+
+
+@each_row("rms_norm_add")
+@each_dtype
+def test_repeatable(row: Row, dtype: torch.dtype) -> None:
+    args = (randn(129, 131, dtype=dtype), randn(129, 131, dtype=dtype), randn(131, dtype=dtype), EPS, None)
+    check_repeatable(row, args)
+
+
+@each_row("rms_norm")
+@each_dtype
+def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> None:
+    x, weight = randn(63, 97, dtype=dtype), randn(97, dtype=dtype)
+    both = row.call(x, weight, EPS, None)
+    for index in (0, 31, 62):
+        assert torch.equal(row.call(x[index : index + 1], weight, EPS, None), both[index : index + 1])
+
+
+@each_dtype
+def test_gradients(dtype: torch.dtype) -> None:
+    inputs = [randn(7, 97, dtype=dtype), randn(7, 97, dtype=dtype), randn(97, dtype=dtype)]
+    outer = randn(7, 97, dtype=dtype), randn(7, 97, dtype=dtype)
+    found = []
+    for cast, function in (
+        (dtype, ops.rms_norm_add),
+        (torch.float64, reference.rms_norm_add),
+        (dtype, reference.rms_norm_add),
+    ):
+        leaves = [part.to(cast).requires_grad_() for part in inputs]
+        normed, total = function(*leaves, EPS)
+        loss = (normed * outer[0].to(cast)).sum() + (total * outer[1].to(cast)).sum()
+        found.append(torch.autograd.grad(loss, leaves))
+    for name, mine, true, plain in zip(("x", "residual", "weight"), *found, strict=True):
+        assert_close(f"gradient of {name}", mine, true, plain, dtype)
