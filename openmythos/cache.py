@@ -186,8 +186,8 @@ class KVCache(MutableMapping):
         self._check(key, layout, batch, start + count)
         self._grow(key, layout, batch, start + count, new)
         rows = self._buffer[self._slots[key], :, start : start + count]
-        rows[..., : layout.widths[0]].copy_(parts[0].detach().reshape(batch, count, -1))
-        rows[..., layout.widths[0] :].copy_(parts[1].detach().reshape(batch, count, -1))
+        rows[..., : layout.widths[0]].copy_(parts[0].detach().reshape(batch, count, layout.widths[0]))
+        rows[..., layout.widths[0] :].copy_(parts[1].detach().reshape(batch, count, layout.widths[1]))
         self._lengths[key] = start + count
         return self.rows(key)
 
@@ -280,6 +280,7 @@ def extend(
     kv_cache[key] = CacheEntry(storage, key)
     if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
         batch, new = parts[0].shape[:2]
-        fresh = torch.cat([part.reshape(batch, new, -1).to(rows.dtype) for part in parts], dim=-1)
+        wide = zip(parts, layout.widths, strict=True)
+        fresh = torch.cat([part.reshape(batch, new, width).to(rows.dtype) for part, width in wide], dim=-1)
         return torch.cat((rows[:, :past].detach().clone(), fresh), dim=1)
     return rows

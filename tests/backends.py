@@ -10,21 +10,22 @@ import pytest
 import torch
 
 from openmythos import dispatch
+from openmythos.backends import library
 
 ISA_ORDER = ("avx2", "avx512", "avx512bf16")
 
 
 def isa_variants() -> list[str]:
     """Instruction sets that the native CPU kernels can be switched to here; empty without the library."""
-    namespace = torch.ops.openmythos_native
-    if not (hasattr(namespace, "set_isa") and hasattr(namespace, "isa")):
+    if library.missing() is not None:
         return []
+    namespace = torch.ops.openmythos_native
     first = namespace.isa()
     found = []
     for name in ISA_ORDER:
         try:
             namespace.set_isa(name)
-        except (RuntimeError, ValueError):
+        except RuntimeError:
             continue
         found.append(name)
     namespace.set_isa(first)

@@ -53,7 +53,7 @@ HALTING_MARGIN = 1e-5
 
 
 class Errors(NamedTuple):
-    """Errors of a result relative to the exact one: in the Frobenius norm, and of the worst element over max|exact|."""
+    """Relative errors of a result: in the Frobenius norm, and of the worst element over max|exact|."""
 
     frobenius: float
     largest: float

@@ -92,8 +92,8 @@ class TestRounds:
         pair = [clock.contender("a", 0), clock.contender("b", 1000)]
         ids = tokens(measure.PROMPT + 4)
         with Progress() as progress:
-            prefill, caches = measure.prefill(pair, ids, 2, math.inf, progress)
-            decode = measure.decode(pair, ids, caches, 3, math.inf, progress)
+            prefill, caches = measure.prefill(pair, ids, measure.Limits(1, 2, math.inf), progress)
+            decode = measure.decode(pair, ids, caches, measure.Limits(1, 3, math.inf), progress)
         assert clock.calls[:6] == ["a@0", "b@0", "b@0", "a@0", "a@0", "b@0"]
         assert clock.calls[6:] == ["a@128", "b@128", "b@129", "a@129", "a@130", "b@130", "b@131", "a@131"]
         assert [len(prefill.seconds["a"]), len(decode.seconds["b"])] == [2, 3]
@@ -101,11 +101,13 @@ class TestRounds:
         assert decode.logits["b"][:, 0].tolist() == [1128.0, 1129.0, 1130.0, 1131.0]
         assert decode.kv_bytes_per_token["a"] == 3 * 4
 
-    def test_time_ends_the_rounds_but_one_is_always_timed(self) -> None:
+    @pytest.mark.parametrize(("least", "most", "made"), [(1, 5, 1), (3, 5, 3), (3, 2, 2)])
+    def test_time_ends_the_rounds_after_the_least(self, least: int, most: int, made: int) -> None:
         clock = _Clock()
+        limits = measure.Limits(least, most, 0.0)
         with Progress() as progress:
-            prefill, _ = measure.prefill([clock.contender("a", 0)], tokens(measure.PROMPT), 5, 0.0, progress)
-        assert len(prefill.seconds["a"]) == 1
+            prefill, _ = measure.prefill([clock.contender("a", 0)], tokens(measure.PROMPT), limits, progress)
+        assert len(prefill.seconds["a"]) == made
 
     def test_ratio_is_the_median_of_the_rounds_own_ratios(self) -> None:
         phase = measure.Phase("p", seconds={contenders.BASELINE: [1.0, 10.0, 3.0], "fast": [0.5, 1.0, 3.0]})

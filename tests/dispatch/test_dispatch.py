@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -93,8 +94,6 @@ def test_environment_variable(value: str, code: int, message: str) -> None:
         "    openmythos.RMSNorm(8)(torch.ones(2, 8))\n"
         "print(list(counts))"
     )
-    import os
-
     environment = {**os.environ, "OPENMYTHOS_BACKEND": value, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr

@@ -183,7 +183,7 @@ def test_refusals_name_the_argument_before_anything_runs(
     changes, message = REFUSED[name]
     monkeypatch.setattr(type(model), "forward", lambda *args, **kwargs: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=message):
-        getattr(model, method)(**{"input_ids": tokens(1, 5), **changes})
+        getattr(model, method)(**{"input_ids": tokens(1, 5), "max_new_tokens": 4, **changes})
 
 
 def test_empty_batch() -> None:

@@ -10,6 +10,7 @@ import torch
 import openmythos
 from openmythos import ops
 from openmythos.nn.mask import CausalMask
+from tests.backends import Row, isa_variants
 from tests.models import config, small_model, tokens
 from tests.tolerances import AUTOCAST_FACTOR, MODEL_LIMITS, ORACLE_FLOAT64, assert_close, assert_within, errors
 from tests.upstream.oracle import pair, upstream
@@ -82,7 +83,7 @@ def test_tables_longer_than_the_input(attn_type: str) -> None:
     with torch.no_grad():
         want = theirs.recurrent.block(x, freqs[:9])
         assert_within("output", ours.recurrent.block(x, freqs), want, ORACLE_FLOAT64)
-    with pytest.raises(RuntimeError, match="8 rows.*9 positions"):
+    with pytest.raises(RuntimeError, match=r"8 rows.*9 positions"):
         ours.recurrent.block(x, freqs[:8])
 
 
@@ -272,3 +273,22 @@ def test_moe_module_equals_the_op() -> None:
         shared = [(part.gate.weight, part.up.weight, part.down.weight) for part in moe.shared_experts]
         want = ops.moe(x.view(10, 48), moe.router.weight, moe.router_bias, 2, moe.gate_up, moe.down, shared)
         assert_within("output", moe(x).view(10, 48), want, 1e-6)
+
+
+@pytest.mark.parametrize("isa", isa_variants())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@ATTENTION
+def test_every_instruction_set_runs_the_model(attn_type: str, dtype: torch.dtype, isa: str) -> None:
+    model = small_model(attn_type).to(dtype)
+    exact = copy.deepcopy(model).double()
+    logits, ids = [], tokens(2, 9)
+    with torch.no_grad(), Row("linear", "cpu", "cpu", isa).active():
+        for start, end in ((0, 7), (7, 8), (8, 9)):
+            call = {"n_loops": 3, "start_pos": start}
+            cache = logits[-1][1] if logits else {}
+            logits.append((model(ids[:, start:end], kv_cache=cache, **call), cache))
+    with torch.no_grad(), openmythos.use_backend("reference"):
+        plain = model(ids, n_loops=3)
+        truth = exact(ids, n_loops=3)
+    found = torch.cat([part for part, _ in logits], dim=1)
+    assert_close("logits", found, truth, plain, dtype, limits=MODEL_LIMITS)

@@ -167,3 +167,13 @@ def test_an_optimiser_step_moves_every_parameter() -> None:
     optimiser.step()
     for name, part in model.named_parameters():
         assert not torch.equal(part, before[name]), name
+
+
+def test_an_expert_without_tokens_gets_a_gradient_of_zero() -> None:
+    """Upstream leaves it None, which breaks collectives that expect one."""
+    model = small_model(n_experts=13, n_experts_per_tok=1)
+    model(tokens(1, 2), n_loops=1).sum().backward()
+    moe = model.recurrent.block.ffn
+    empty = moe.gate_up.grad.flatten(1).eq(0).all(1)
+    assert 11 <= int(empty.sum()) <= 12
+    assert all(part.grad is not None for part in model.parameters())

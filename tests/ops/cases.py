@@ -15,12 +15,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
-def randn(
-    *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int | None = None
-) -> torch.Tensor:
+def randn(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
     """Normal numbers rounded to `dtype`."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+    return (torch.randn(shape) * scale).to(dtype)
 
 
 def strided(x: torch.Tensor) -> torch.Tensor:

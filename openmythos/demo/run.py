@@ -1,0 +1,151 @@
+"""Runs the demo: build, warm up, time, compare, print, save."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+import openmythos
+from openmythos import dispatch
+from openmythos.backends import library
+from openmythos.demo import measure, report
+from openmythos.demo.contenders import SEED, Contender, DemoError, build, check_packages
+from openmythos.demo.progress import Progress
+from openmythos.demo.text import LENGTH, tokens
+from openmythos.doctor import console, cores, cpu_name, version_of
+
+# Seconds after which no further round is begun, and the share of them that ends the prefill rounds.
+BUDGET = {"1b": 300.0, "small": 25.0}
+PREFILL_SHARE = 0.7
+PREFILL_ROUNDS, DECODE_ROUNDS = 5, 48
+# Timed rounds of prefill and decode that are made even when time is up.
+LEAST = {"1b": (2, 3), "small": (3, 5)}
+# Measured peak of the whole run, in bytes, with a little room.
+MEMORY = {"1b": 13.6e9, "small": 1.0e9}
+
+
+def _memory(path: str, field: str) -> int | None:
+    """Bytes that the system reports under `field` in a file of /proc, None where it does not tell."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+    except OSError:
+        return None
+    return int(fields[field].split()[0]) * 1024 if field in fields else None
+
+
+def _available_memory() -> int | None:
+    """Bytes that new programs can have without swapping."""
+    return _memory("/proc/meminfo", "MemAvailable")
+
+
+def _prepare(size: str, out: Path) -> None:
+    """Raise DemoError for everything that can be known to fail before minutes are spent."""
+    check_packages()
+    try:
+        dispatch.environment_backend()
+        library.cpu_isa()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--out {out}: {error.strerror}") from error
+    except (ValueError, RuntimeError) as error:
+        raise DemoError(str(error)) from error
+    free = _available_memory()
+    if free is not None and free < MEMORY[size]:
+        hint = "" if size == "small" else "; --size small (make demo SIZE=small) needs far less"
+        raise DemoError(f"needs {MEMORY[size] / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free{hint}")
+
+
+def _facts(size: str, contenders: list[Contender], seconds: float) -> dict[str, object]:
+    model = contenders[-1].model
+    return {
+        "openmythos": openmythos.__version__,
+        "upstream": version_of("open-mythos"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "cpu_isa": library.cpu_isa(),
+        "size": size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": model.cfg.to_dict(),
+        "seed": SEED,
+        "prompt_tokens": measure.PROMPT,
+        "loops": measure.LOOPS,
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": _memory("/proc/self/status", "VmHWM"),
+    }
+
+
+def _title(facts: dict[str, object]) -> str:
+    name = "mythos_1b" if facts["size"] == "1b" else "a small model with mythos_1b's structure"
+    size = f"{facts['parameters'] / 1e9:.2f} B" if facts["size"] == "1b" else f"{facts['parameters'] / 1e6:.1f} M"
+    isa = facts["cpu_isa"] or "no native library"
+    work = f"{name}, {size} parameters, {measure.LOOPS} loops"
+    return f"{work}, on {facts['cpu']} ({isa}), {facts['threads']} threads"
+
+
+def _measure(
+    contenders: list[Contender], size: str, most: int | None, progress: Progress
+) -> tuple[measure.Phase, measure.Phase]:
+    budget, least = BUDGET[size], LEAST[size]
+    prefill_most = most or PREFILL_ROUNDS
+    decode_most = min(most or DECODE_ROUNDS, LENGTH - measure.PROMPT - 1)
+    ids = tokens(measure.PROMPT + 1 + decode_most)
+    deadline = progress.elapsed + PREFILL_SHARE * (budget - progress.elapsed)
+    limits = measure.Limits(least[0], prefill_most, deadline)
+    prefill, caches = measure.prefill(contenders, ids, limits, progress)
+    limits = measure.Limits(least[1], decode_most, budget)
+    return prefill, measure.decode(contenders, ids, caches, limits, progress)
+
+
+def run_demo(size: str, out: Path, rounds: int | None = None) -> None:
+    """Print the comparison and leave it as demo.json and demo.png in the folder `out`.
+
+    size is "1b" or "small"; `rounds` bounds the timed rounds of each kind, which time bounds too.
+
+    Raises:
+        DemoError: when a package, memory or the folder is missing, or a backend asked for cannot serve.
+    """
+    _prepare(size, out)
+    with Progress() as progress:
+        contenders = build(size, progress)
+        try:
+            # An outer context keeps the casts that the inner ones make, so that upstream under autocast is
+            # timed without casting its weights again at each call.
+            with torch.autocast("cpu", enabled=False):
+                phases = _measure(contenders, size, rounds, progress)
+        except dispatch.BackendError as error:
+            raise DemoError(str(error)) from error
+        progress.phase("compare the logits")
+        rows = [row for phase in phases for row in report.rows_of(phase)]
+        facts = _facts(size, contenders, progress.elapsed)
+        progress.phase("write demo.json and demo.png")
+        _save(out, facts, rows)
+    _print(out, facts, rows, [len(next(iter(phase.seconds.values()))) for phase in phases])
+
+
+def _save(out: Path, facts: dict[str, object], rows: list[report.Row]) -> None:
+    try:
+        report.save_json(out / "demo.json", facts, rows)
+        report.save_png(out / "demo.png", _title(facts), rows)
+    except OSError as error:
+        raise DemoError(f"--out {out}: {error}") from error
+
+
+def _print(out: Path, facts: dict[str, object], rows: list[report.Row], counts: list[int]) -> None:
+    screen = console()
+    screen.print(_title(facts), markup=False)
+    screen.print(report.table(rows, screen))
+    screen.print(
+        f"Medians of {counts[0]} and {counts[1]} interleaved rounds. Speedup, error of the logits (relative, "
+        f"Frobenius), argmax agreement and KL (nats) are against {report.BASELINE} on the same text.",
+        markup=False,
+    )
+    peak = facts["peak_memory_bytes"]
+    memory = "" if peak is None else f", peak memory {peak / 1e9:.1f} GB"
+    screen.print(f"Took {facts['seconds']:.0f} s{memory}.")
+    screen.print(f"Wrote {out / 'demo.json'} and {out / 'demo.png'}", markup=False, soft_wrap=True)

@@ -1,0 +1,216 @@
+"""What this machine has, and which backend serves which op, with the reason why each other one does not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import openmythos
+from openmythos import dispatch
+from openmythos.backends import library
+from openmythos.samples import samples
+
+VARIABLES = ("OPENMYTHOS_BACKEND", "OPENMYTHOS_CPU_ISA", "OPENMYTHOS_BUILD", "OPENMYTHOS_UPSTREAM")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# name -> (new tokens, cached tokens)
+CALLS = {"decode": (1, 128), "prefill": (128, 0)}
+PIPE_WIDTH = 400
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that folds no line when nobody watches."""
+    out = Console(stderr=stderr, highlight=False)
+    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+
+
+def table_box(out: Console) -> box.Box:
+    """Rules for a terminal, a Markdown table for a pipe or a file."""
+    return box.SIMPLE_HEAD if out.is_terminal else box.MARKDOWN
+
+
+def version_of(*distributions: str) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it, or the architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ask(question: Callable[[], object]) -> object:
+    """The answer, or the error as a sentence: a doctor reports what is broken and goes on."""
+    try:
+        return question()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "openmythos": openmythos.__version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "torch": torch.__version__,
+        "triton": version_of("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton") or "not installed",
+        "open_mythos": version_of("open-mythos") or "not installed (the demo and the tests compare with it)",
+        "system": platform.platform(),
+    }
+
+
+def _gpus() -> list[str] | str:
+    if not torch.cuda.is_available():
+        return "none: no CUDA or ROCm device is visible to torch"
+    kind = "ROCm" if torch.version.hip else "CUDA"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        arch = getattr(device, "gcnArchName", "") if torch.version.hip else f"sm_{device.major}{device.minor}"
+        found.append(f"cuda:{index}: {device.name}, {arch}, {device.total_memory / 2**30:.0f} GiB, {kind}")
+    return found
+
+
+def _native() -> dict[str, object]:
+    """The compiled parts: the op library, and the module that tells what the CPU can run."""
+    reason = library.missing()
+    if reason is not None:
+        return {"library": f"missing: {reason}", "cpu isa": "none: plain PyTorch serves every op"}
+    facts: dict[str, object] = {"library": "loaded", "cpu isa": _ask(library.cpu_isa)}
+    try:
+        from openmythos import _native as native
+    except ImportError as error:
+        facts["cpu features"] = f"unknown: openmythos._native does not import ({error})"
+        return facts
+    facts["cpu isa variants"] = ", ".join(native.isa_variants()) or "none that this CPU can run"
+    facts["cpu features"] = ", ".join(sorted(name for name, has in native.cpu_features().items() if has))
+    facts["build"] = ", ".join(f"{name} {value}" for name, value in native.build_info().items())
+    return facts
+
+
+def _threads() -> str:
+    return f"{torch.get_num_threads()} (torch.get_num_threads()), on {cores()} logical cores"
+
+
+def _environment() -> dict[str, str]:
+    """Our variables that are set; one that looks like ours but is not is named as such."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith("OPENMYTHOS_")}
+    return {name: value if name in VARIABLES else f"{value} (no such variable)" for name, value in ours.items()}
+
+
+def _decisions() -> list[dict[str, object]]:
+    """One record per device, op, dtype and size of call, with every backend's decision."""
+    records = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for dtype in DTYPES:
+            for call, (tokens, past) in CALLS.items():
+                arguments = samples(dtype, device, tokens, past)
+                for op in dispatch.ops():
+                    if op not in arguments:
+                        continue
+                    answer = _ask(lambda op=op, args=arguments[op]: dispatch.explain(op, *args))
+                    record = {"device": device, "op": op, "dtype": str(dtype).removeprefix("torch."), "call": call}
+                    records.append(record | _decision(answer))
+    return records
+
+
+def _decision(answer: list[dispatch.Decision] | str) -> dict[str, object]:
+    if isinstance(answer, str):
+        return {"chosen": None, "rejected": {"all": answer}}
+    chosen = [choice.backend for choice in answer if choice.chosen]
+    rejected = {choice.backend: choice.reason for choice in answer if not choice.chosen}
+    return {"chosen": chosen[0] if chosen else None, "rejected": rejected}
+
+
+def examine() -> dict[str, object]:
+    """Everything that `openmythos doctor` reports, as plain data."""
+    return {
+        "versions": _ask(_versions),
+        "cpu": cpu_name(),
+        "gpus": _ask(_gpus),
+        "native": _ask(_native),
+        "threads": _ask(_threads),
+        "environment": _environment(),
+        "dispatch": _ask(_decisions),
+    }
+
+
+def _lines(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {item}" for name, item in value.items()) or "none set"
+    return "\n".join(value) if isinstance(value, list) else str(value)
+
+
+def _facts_table(report: dict[str, object], out: Console) -> Table:
+    table = Table("fact", "value", box=table_box(out))
+    for name, value in report.items():
+        if name == "dispatch":
+            continue
+        for i, line in enumerate(_lines(value).splitlines()):
+            table.add_row(name if i == 0 else "", Text(line))
+    return table
+
+
+def _grouped(records: list[dict]) -> dict[tuple, dict[str, list[str]]]:
+    """{(device, op, outcome): {call: dtypes}}: calls with one outcome share a row."""
+    groups: dict[tuple, dict[str, list[str]]] = {}
+    for record in records:
+        key = (record["device"], record["op"], record["chosen"], tuple(record["rejected"].items()))
+        groups.setdefault(key, {}).setdefault(record["call"], []).append(record["dtype"])
+    return groups
+
+
+def _when(calls: dict[str, list[str]]) -> str:
+    """ "decode float32, bfloat16; prefill float32", or the dtypes alone where every size of call agrees."""
+    dtypes = list(calls.values())
+    if len(calls) == len(CALLS) and all(names == dtypes[0] for names in dtypes):
+        return ", ".join(dtypes[0])
+    return "; ".join(f"{call} {', '.join(names)}" for call, names in calls.items())
+
+
+def _dispatch_table(records: list[dict], out: Console) -> Table:
+    table = Table("device", "op", "calls", "served by", "the others, and why not", box=table_box(out))
+    for (device, op, chosen, rejected), calls in sorted(_grouped(records).items(), key=lambda item: item[0][:2]):
+        others = "; ".join(f"{backend}: {reason}" for backend, reason in rejected)
+        table.add_row(device, op, _when(calls), chosen or "nothing", Text(others or "there is no other"))
+    return table
+
+
+def doctor(*, as_json: bool = False) -> int:
+    """Print the report as tables, or as one JSON object; returns the exit status, 0."""
+    report = examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return 0
+    out = console()
+    out.print("This machine")
+    out.print(_facts_table(report, out))
+    if isinstance(report["dispatch"], str):
+        out.print(Text(f"The dispatch table could not be asked: {report['dispatch']}"))
+    else:
+        out.print("Backends by op (decode: 1 token after 128 cached ones; prefill: 128 tokens)")
+        out.print(_dispatch_table(report["dispatch"], out))
+    return 0
