@@ -117,9 +117,13 @@ def _forced_row(name: str, op: str, device: str, args: tuple) -> Backend | None:
             if reason is not None:
                 raise BackendError(f"backend {name!r} was asked for but cannot serve {op} on {device}: {reason}")
             return row
-    if not any(row.name == name for (_, where), listed in _table.items() if where == device for row in listed):
+    if not _serves_any(name, device):
         raise BackendError(f"backend {name!r} was asked for but serves no op on {device}")
     return None
+
+
+def _serves_any(name: str, device: str) -> bool:
+    return any(row.name == name for (_, where), listed in _table.items() if where == device for row in listed)
 
 
 def select(op: str, device: str, *args: object) -> Callable:
@@ -148,6 +152,9 @@ def explain(op: str, *args: object, device: str | None = None) -> list[Decision]
     device = device or next((arg.device.type for arg in args if hasattr(arg, "device")), "cpu")
     forced = _forced.get() or environment_backend()
     if forced and not any(row.name == forced for row in rows(op, device)):
+        if not _serves_any(forced, device):
+            reason = f"{forced!r} is asked for and serves no op on {device}, so the call raises"
+            return [Decision(row.name, False, reason) for row in rows(op, device)]
         forced = None
     decisions, taken = [], False
     for row in rows(op, device):

@@ -18,9 +18,9 @@ from openmythos.io.weights import (
     finish,
     matrix_of,
     put,
-    release_free_memory,
     skeleton,
 )
+from openmythos.memory import prefer_huge_pages, release_free_memory
 from openmythos.nn import OpenMythos
 from openmythos.source_model import CARRIED, Held, check_source
 
@@ -197,11 +197,12 @@ def _allocate(
         first = held.tensors[expert_key(0, parts[0])]
         staged = not copy and first.is_cuda and device in (None, first.device)
         where = torch.device("cpu") if staged else device or first.device
-        places[name] = torch.empty(target.get_parameter(name).shape, dtype=dtype or first.dtype, device=where)
+        shape = target.get_parameter(name).shape
+        places[name] = prefer_huge_pages(torch.empty(shape, dtype=dtype or first.dtype, device=where))
     for name, tensor in held.others.items():
         crowded = tensor.is_cuda and device in (None, tensor.device)
         if copy or not (crowded or _unchanged(tensor, dtype, device)):
-            places[name] = torch.empty_like(tensor, dtype=dtype, device=device)
+            places[name] = prefer_huge_pages(torch.empty_like(tensor, dtype=dtype, device=device))
     return places
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import mmap
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from openmythos.config import MythosConfig
 from openmythos.io.progress import bytes_bar
+from openmythos.memory import forget_pages, gather_huge_pages, prefer_huge_pages
 from openmythos.nn import OpenMythos
 
 TABLES = ("freqs_cis", "freqs_cis_mla")
@@ -24,7 +23,6 @@ STACKS = {f"{MOE}gate_up": ("gate", "up"), f"{MOE}down": ("down",)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN = 8
 _VALUES_ONLY = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.mul, torch.Tensor.__mul__}
-_MADV_DONTNEED = 4
 
 
 class Info(NamedTuple):
@@ -112,11 +110,12 @@ def put(model: nn.Module, name: str, value: torch.Tensor, requires_grad: bool = 
 
 
 def finish(model: OpenMythos, tied: bool) -> OpenMythos:
-    """What follows from the weights: the tied head, and the rotary table on their device."""
+    """What follows from the weights: the tied head, the rotary table on their device, huge pages behind them."""
     if tied:
         model.head.weight = model.embed.weight
     model.recurrent.lora.scale.num_embeddings = model.recurrent.lora.scale.weight.shape[0]
     model.rope = model._rope_table(model.embed.weight.device)
+    gather_huge_pages(model.parameters())
     return model
 
 
@@ -247,7 +246,7 @@ def _stack_dtype(stack: str, source: Source, dtype: torch.dtype | None) -> torch
 
 def _own(value: torch.Tensor, rows: int | None, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
     value = value if rows is None else fit_rows(value, rows)
-    target = torch.empty(value.shape, dtype=dtype or value.dtype, device=device)
+    target = prefer_huge_pages(torch.empty(value.shape, dtype=dtype or value.dtype, device=device))
     return target.copy_(value)
 
 
@@ -257,7 +256,7 @@ def _take(
     value = source.read(name)
     result = use(value)
     if source.mapped:
-        _forget_pages(value)
+        forget_pages(value)
     advance(value.nbytes)
     return result
 
@@ -273,7 +272,7 @@ def _fill_stack(
 ) -> None:
     stack = model.get_parameter(name)
     if stack.is_meta:
-        stack = torch.empty(stack.shape, dtype=dtype, device=device)
+        stack = prefer_huge_pages(torch.empty(stack.shape, dtype=dtype, device=device))
     for expert in range(stack.shape[0]):
         for part in parts:
             key = expert_key(expert, part)
@@ -292,29 +291,3 @@ def _is_tied(source: Source) -> bool:
         return True
     pairs = zip(head.split(1024), embed.split(1024), strict=True)
     return all(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) for a, b in pairs)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(None)
-    except OSError:
-        return None
-
-
-def _forget_pages(value: torch.Tensor) -> None:
-    """Let the kernel drop the pages of a mapped file, which otherwise count as this process's memory until the end."""
-    libc, page = _libc(), mmap.PAGESIZE
-    if value.device.type != "cpu" or not hasattr(libc, "madvise"):
-        return
-    start = -(-value.data_ptr() // page) * page
-    length = (value.data_ptr() + value.nbytes - start) // page * page
-    if length > 0:
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED)
-
-
-def release_free_memory() -> None:
-    """Give freed heap memory back to the system: glibc keeps freed blocks of up to 32 MB to itself."""
-    libc = _libc()
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

@@ -10,6 +10,7 @@ from torch import nn
 from openmythos import generation
 from openmythos.cache import KVCache, cached_tokens, mirror, storage_of
 from openmythos.config import MythosConfig
+from openmythos.memory import gather_huge_pages
 from openmythos.nn.block import TransformerBlock
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.moe import MoEFFN
@@ -48,6 +49,7 @@ class OpenMythos(nn.Module):
         self.head.weight = self.embed.weight
         self.register_buffer("rope", self._rope_table(self.embed.weight.device), persistent=False)
         self._init_weights()
+        gather_huge_pages(self.parameters())
 
     def _rope_table(self, device: torch.device) -> torch.Tensor:
         cfg = self.cfg
@@ -69,6 +71,7 @@ class OpenMythos(nn.Module):
         if tied and self.head.weight is not self.embed.weight:
             self.head.weight = self.embed.weight
         self.rope = self._rope_table(self.embed.weight.device)
+        gather_huge_pages(self.parameters())
         return self
 
     @property

@@ -68,6 +68,16 @@ def test_forced_backend_is_explained() -> None:
     )
 
 
+def test_forced_backend_without_rows_serves_nothing() -> None:
+    with dispatch.use_backend("triton"):
+        records = [record for record in doctor._decisions() if record["device"] == "cpu"]
+        with pytest.raises(dispatch.BackendError, match="serves no op on cpu"):
+            dispatch.select("rope", "cpu", *samples(torch.float32, "cpu", 1, 4)["rope"])
+    assert {record["chosen"] for record in records} == {None}
+    reasons = {reason for record in records for reason in record["rejected"].values()}
+    assert reasons == {"'triton' is asked for and serves no op on cpu, so the call raises"}
+
+
 def test_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(library, "missing", lambda: "the native library is not built (do this)")
     assert main(["doctor"]) == 0

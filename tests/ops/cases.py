@@ -67,12 +67,12 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-def check_repeatable(row: Row, args: Sequence[object], any_threads: bool = True) -> None:
-    """Two runs are bitwise equal; with `any_threads` those of our own kernels with another number of threads too."""
+def check_repeatable(row: Row, args: Sequence[object]) -> None:
+    """Two runs are bitwise equal, those of our own kernels with another number of threads too."""
     first = listed(row.call(*args))
     again = listed(row.call(*args))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "two runs differ"
-    if row.backend in ("torch", "reference") or not any_threads:
+    if row.backend in ("torch", "reference"):
         return
     with threads(2):
         other = listed(row.call(*args))

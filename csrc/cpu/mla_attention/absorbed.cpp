@@ -139,6 +139,9 @@ struct Absorbed {
     }
 };
 
+// Parts that attention is cut into where the batch gives fewer: whatever the threads, so that they do not change results.
+constexpr int64_t PARTS = 16;
+
 template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
     Absorbed<T> a{args};
@@ -148,8 +151,7 @@ void run(const Threads& threads, const MlaArgs& args) {
     a.q_stride = round_up(args.dc + args.dr, 64 / int64_t(sizeof(T))), a.ldo = round_up(args.dc, 2 * VL);
     a.one_buffer = static_cast<T*>(args.latent.data) + args.dc == args.k_rope.data &&
                    args.latent.strides[0] == args.k_rope.strides[0] && args.latent.strides[1] == args.k_rope.strides[1];
-    int64_t wanted = threads.count > 1 ? ceil_div(2 * threads.count, args.b * a.chunks) : 1;
-    a.splits = max_of(1, min_of(wanted, most / 64));
+    a.splits = max_of(1, min_of(ceil_div(PARTS, args.b * a.chunks), most / 64));
 
     int64_t sequence = a.rows * a.q_stride * int64_t(sizeof(T)) + a.splits * (a.rows + 8) * (a.ldo + 2) * 4;
     int64_t batch = max_of(1, min_of(args.b, BATCH_BYTES / sequence));
