@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.timing import Rounds
+from bench.timing import Rounds, Stream
 from openmythos.backends.library import cpu_isa
 
 # relative Frobenius error against the reference in the same dtype; a wrong answer is far above it
@@ -37,10 +37,17 @@ def check() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 @pytest.fixture
 def race(benchmark) -> Callable[..., Rounds]:
-    """Time `ours` beside its ceilings and peers, in turn; medians and ratios go into the report."""
+    """Time `ours` beside its ceiling and peers, in turn; medians and ratios go into the report."""
 
-    def run(ours: Callable[[], object], peers: dict[str, Callable[[], object]], rounds: int = 15, **info) -> Rounds:
+    def run(
+        ours: Callable[[], object],
+        peers: dict[str, Callable[[], object]],
+        rounds: int = 15,
+        ceiling: Stream | None = None,
+        **info: float,
+    ) -> Rounds:
         benchmark.extra_info.update(info)
+        peers = {**peers, "stream": ceiling.call} if ceiling else peers
         if benchmark.disabled:
             benchmark(ours)
             return Rounds({"ours": ours, **peers}, rounds=1, warmup=0)
@@ -49,6 +56,10 @@ def race(benchmark) -> Callable[..., Rounds]:
             benchmark.extra_info[f"{name}_ms"] = result.median(name) * 1e3
         for name in peers:
             benchmark.extra_info[f"speedup_over_{name}"] = result.speedup("ours", name)
+        if ceiling:
+            scale = info["bytes"] / ceiling.nbytes
+            benchmark.extra_info["fraction_of_stream"] = result.speedup("ours", "stream") * scale
+            benchmark.extra_info["stream_gbps"] = ceiling.nbytes / result.median("stream") / 1e9
         benchmark.pedantic(ours, rounds=max(rounds // 3, 3), iterations=1)
         return result
 

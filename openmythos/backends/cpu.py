@@ -11,9 +11,8 @@ from openmythos.dispatch import register
 native = torch.ops.openmythos_native
 DTYPES = (torch.float32, torch.bfloat16)
 
-# Rows up to which the kernel beat oneDNN where both were measured (docs/performance.md).
-LINEAR_ROWS = {torch.float32: 4096, torch.bfloat16: 64}
-SWIGLU_ROWS = {torch.float32: 4096, torch.bfloat16: 64}
+# Rows up to which the kernel beats oneDNN, measured at the model's widths (docs/performance.md); float32 has no limit.
+LINEAR_ROWS_BF16 = 48
 
 
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
@@ -44,8 +43,8 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _linear_supports(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     rows = x.numel() // max(x.shape[-1], 1)
-    if rows > LINEAR_ROWS.get(x.dtype, rows):
-        return f"{rows} rows: oneDNN is faster above {LINEAR_ROWS[x.dtype]}"
+    if x.dtype == torch.bfloat16 and rows > LINEAR_ROWS_BF16:
+        return f"{rows} rows of bfloat16: oneDNN is as fast or faster above {LINEAR_ROWS_BF16}"
     return _one_dtype(x, weight)
 
 
@@ -56,9 +55,6 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _swiglu_supports(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> str | None:
-    rows = x.numel() // max(x.shape[-1], 1)
-    if rows > SWIGLU_ROWS.get(x.dtype, rows):
-        return f"{rows} rows: oneDNN is faster above {SWIGLU_ROWS[x.dtype]}"
     return _one_dtype(x, gate, up, down)
 
 
