@@ -83,9 +83,38 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     kernels().moe_route(session.threads, args);
 }
 
-void moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
-                 const Tensor& out) {
-    Checks check("moe_experts");
+// The shared experts, cut into slices as wide as a routed expert.
+std::vector<cpu::SharedSlice> shared_slices(const Checks& check, const Tensor& x, int64_t d, int64_t width,
+                                            const std::vector<Tensor>& gate, const std::vector<Tensor>& up,
+                                            const std::vector<Tensor>& down) {
+    check.require(gate.size() == up.size() && gate.size() == down.size(),
+                  "shared_gate, shared_up and shared_down have ", gate.size(), ", ", up.size(), " and ", down.size(),
+                  " tensors, expected as many each");
+    std::vector<cpu::SharedSlice> slices;
+    for (size_t s = 0; s < gate.size(); s++) {
+        cpu::SharedSlice whole{check.matrix(gate[s], "shared_gate", -1, d), {}, {}};
+        int64_t wide = gate[s].size(0);
+        whole.up = check.matrix(up[s], "shared_up", wide, d);
+        whole.down = check.matrix(down[s], "shared_down", d, wide);
+        check.require(width > 0 && wide % width == 0, "shared_gate has ", wide,
+                      " rows, expected a multiple of the experts' ", width);
+        for (const Tensor* each : {&gate[s], &up[s], &down[s]}) check.same_type(*each, "shared", x, "x");
+        int64_t size = whole.gate.type == cpu::Type::float32 ? 4 : 2;
+        for (int64_t row = 0; row < wide; row += width) {
+            cpu::SharedSlice slice = whole;
+            slice.gate.data = static_cast<char*>(whole.gate.data) + row * whole.gate.stride * size;
+            slice.up.data = static_cast<char*>(whole.up.data) + row * whole.up.stride * size;
+            slice.down.data = static_cast<char*>(whole.down.data) + row * size;
+            slices.push_back(slice);
+        }
+    }
+    return slices;
+}
+
+void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
+         std::vector<Tensor> shared_gate, std::vector<Tensor> shared_up, std::vector<Tensor> shared_down,
+         const Tensor& out) {
+    Checks check(shared_gate.empty() ? "moe_experts" : "moe");
     cpu::MoeExpertsArgs args{};
     args.x = check.matrix(x, "x", -1, -1);
     args.n = x.size(0), args.d = x.size(1);
@@ -113,8 +142,15 @@ void moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, cons
                           args.experts - 1);
         }
     }
+    auto shared = shared_slices(check, x, args.d, args.i, shared_gate, shared_up, shared_down);
+    args.shared = shared.data(), args.shared_count = int64_t(shared.size());
     cpu::Session session;
     kernels().moe_experts(session.threads, args);
+}
+
+void moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
+                 const Tensor& out) {
+    moe(x, ids, weights, gate_up, down, {}, {}, {}, out);
 }
 
 void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& latent, const Tensor& k_rope,
@@ -237,6 +273,9 @@ STABLE_TORCH_LIBRARY(openmythos_native, m) {
     m.def("moe_route(Tensor logits, Tensor? bias, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) counts) -> ()");
     m.def("moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, Tensor(a!) out) -> ()");
     m.def(
+        "moe(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, Tensor[] shared_gate, "
+        "Tensor[] shared_up, Tensor[] shared_down, Tensor(a!) out) -> ()");
+    m.def(
         "mla_attention(Tensor q_nope, Tensor q_rope, Tensor latent, Tensor k_rope, Tensor w_uk, Tensor w_uv, "
         "float scale, bool causal, Tensor? seq_lens, bool absorbed, Tensor(a!) out, Tensor(b!)? lse) -> ()");
     m.def(
@@ -255,6 +294,7 @@ STABLE_TORCH_LIBRARY_IMPL(openmythos_native, CPU, m) {
     m.impl("rms_norm", TORCH_BOX(&rms_norm));
     m.impl("moe_route", TORCH_BOX(&moe_route));
     m.impl("moe_experts", TORCH_BOX(&moe_experts));
+    m.impl("moe", TORCH_BOX(&moe));
     m.impl("mla_attention", TORCH_BOX(&mla_attention));
     m.impl("loop_step", TORCH_BOX(&loop_step));
     m.impl("rope", TORCH_BOX(&rope));

@@ -30,7 +30,9 @@ def _moe(kind: dict, rows: int) -> dict[str, tuple]:
     ids = torch.zeros(rows, TOP_K, dtype=torch.int32, device=device)
     weights = torch.zeros(rows, TOP_K, device=device)
     experts = (torch.zeros(EXPERTS, 2, INNER, DIM, **kind), torch.zeros(EXPERTS, DIM, INNER, **kind))
+    shared = [(torch.zeros(INNER, DIM, **kind), torch.zeros(INNER, DIM, **kind), torch.zeros(DIM, INNER, **kind))]
     return {
+        "moe": (x, ids, weights, *experts, shared),
         "moe_route": (logits, torch.zeros(EXPERTS, device=device), TOP_K),
         "moe_route_backward": (weights, ids, weights, EXPERTS, kind["dtype"]),
         "moe_experts": (x, ids, weights, *experts),

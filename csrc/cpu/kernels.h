@@ -49,8 +49,16 @@ struct MoeRouteArgs {
     int64_t n, experts, k;
 };
 
+// A SwiGLU of the experts' width: an expert that serves every token with weight 1. A shared expert several times as
+// wide is as many of them, since a SwiGLU is elementwise in its hidden channels.
+struct SharedSlice {
+    Matrix gate, up, down;
+};
+
 struct MoeExpertsArgs {
     Matrix x, out;
+    const SharedSlice* shared;
+    int64_t shared_count;
     const int32_t* ids;
     int64_t ids_stride;
     const float* weights;

@@ -225,6 +225,33 @@ static void for_tasks(const Threads& threads, int64_t tasks, const Body& body) {
         &queue);
 }
 
+// for_tasks whose odd workers begin at the far end, so that two kinds of tasks, one kind first, run side by side.
+template <class Body>
+static void for_tasks_from_both_ends(const Threads& threads, int64_t tasks, const Body& body) {
+    struct Queue {
+        uint64_t taken;  // from the near end in the low half, from the far end in the high one
+        int64_t tasks;
+        const Body* body;
+    } queue{0, tasks, &body};
+    if (tasks <= 0) return;
+    threads.run(
+        min_of(threads.count, tasks),
+        [](void* context, int64_t worker) {
+            Queue& q = *static_cast<Queue*>(context);
+            uint64_t taken = __atomic_load_n(&q.taken, __ATOMIC_RELAXED);
+            for (;;) {
+                int64_t near = int64_t(taken & 0xffffffff), far = int64_t(taken >> 32);
+                if (near + far >= q.tasks) return;
+                uint64_t next = taken + (worker % 2 ? uint64_t(1) << 32 : 1);
+                if (!__atomic_compare_exchange_n(&q.taken, &taken, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                    continue;
+                (*q.body)(worker % 2 ? q.tasks - 1 - far : near, worker);
+                taken = __atomic_load_n(&q.taken, __ATOMIC_RELAXED);
+            }
+        },
+        &queue);
+}
+
 // Carves one scratch block into aligned arrays; the first pass, without a base, only measures.
 struct Carver {
     char* base = nullptr;

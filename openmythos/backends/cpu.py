@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from openmythos import reference
@@ -129,6 +131,28 @@ def _moe_experts(
     return out
 
 
+def _moe_supports(x, ids, weights, gate_up, down, shared) -> str | None:
+    width = gate_up.shape[2]
+    for gate, _, _ in shared:
+        if gate.shape[0] % width:
+            return f"a shared expert of width {gate.shape[0]} is not a multiple of the experts' {width}"
+    return _one_dtype(x, gate_up, down, *(matrix for expert in shared for matrix in expert))
+
+
+def _moe(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    parts = [list(part) for part in zip(*shared, strict=True)]
+    native.moe(x, ids.to(torch.int32), weights.to(torch.float32), gate_up, down, *parts, out)
+    return out
+
+
 def _mla_supports(
     q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form=""
 ) -> str | None:
@@ -196,6 +220,7 @@ register("rms_norm", "cpu", _rms_norm, device="cpu", supports=_norm_supports)
 register("rms_norm_add", "cpu", _rms_norm_add, device="cpu", supports=_norm_add_supports)
 register("moe_route", "cpu", _moe_route, device="cpu", supports=_route_supports)
 register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_supports)
+register("moe", "cpu", _moe, device="cpu", supports=_moe_supports)
 register("mla_attention", "cpu", _mla_attention, device="cpu", supports=_mla_supports)
 register("loop_step", "cpu", _loop_step, device="cpu", supports=_step_supports)
 register("loop_step_", "cpu", _loop_step_, device="cpu", supports=_step_supports)

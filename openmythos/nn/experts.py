@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openmythos import ops
-from openmythos.nn.pristine import fusable, pristine, why_not
+from openmythos.nn.pristine import fusable, pristine, unchanged, why_not
 from openmythos.nn.project import to_weight_dtype
 
 if TYPE_CHECKING:
@@ -29,9 +29,18 @@ class Expert(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = to_weight_dtype(x, self.gate)
-        if all(pristine(part) and part.bias is None for part in (self.gate, self.up, self.down)):
+        if _plain_projections(self):
             return ops.swiglu(x, self.gate.weight, self.up.weight, self.down.weight)
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def _plain_projections(expert: Expert) -> bool:
+    return all(pristine(part) and part.bias is None for part in (expert.gate, expert.up, expert.down))
+
+
+def is_plain(expert: nn.Module) -> bool:
+    """Whether `expert` is an Expert that nobody changed, so that its weights alone say what it computes."""
+    return unchanged(expert, Expert) and _plain_projections(expert)
 
 
 class _Slice(nn.Linear):

@@ -7,7 +7,7 @@ from torch import nn
 
 from openmythos import ops, reference
 from openmythos.config import MythosConfig
-from openmythos.nn.experts import Expert, ExpertList
+from openmythos.nn.experts import Expert, ExpertList, is_plain
 from openmythos.nn.pristine import fusable
 from openmythos.nn.project import project, to_weight_dtype
 from openmythos.ops._library import autocast_dtype
@@ -67,16 +67,20 @@ class MoEFFN(nn.Module):
         if self.topk == 0:
             return torch.zeros_like(flat).view(batch, new, dim)
         ids, weights, _ = ops.moe_route(project(self.router, flat), self.router_bias, self.topk)
-        changed = self._experts.changed()
-        out = self._call_experts(flat, ids, weights) if changed else self._fused_experts(flat, ids, weights)
-        total = out.to(wide(out.dtype)) if self.shared_experts else out
+        if self._experts.changed():
+            return self._add(self._call_experts(flat, ids, weights), flat).view(batch, new, dim)
+        gate_up, down = self._cast or (self.gate_up, self.down)
+        if all(is_plain(expert) for expert in self.shared_experts):
+            shared = [(expert.gate.weight, expert.up.weight, expert.down.weight) for expert in self.shared_experts]
+            return ops.moe_experts(flat, ids, weights, gate_up, down, shared).view(batch, new, dim)
+        return self._add(ops.moe_experts(flat, ids, weights, gate_up, down), flat).view(batch, new, dim)
+
+    def _add(self, out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """out plus the shared experts called as modules, summed in float32 or wider."""
+        total = out.to(wide(out.dtype))
         for shared in self.shared_experts:
             total = total + shared(flat)
-        return total.to(out.dtype).view(batch, new, dim)
-
-    def _fused_experts(self, flat: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        gate_up, down = self._cast or (self.gate_up, self.down)
-        return ops.moe_experts(flat, ids, weights, gate_up, down)
+        return total.to(out.dtype)
 
     def _call_experts(self, flat: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The same sum with every expert called as a module, for experts that somebody changed."""

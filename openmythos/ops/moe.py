@@ -124,20 +124,52 @@ def moe_route(
     return torch.ops.openmythos.moe_route(logits, bias, k)
 
 
+Shared = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def _add_shared(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Shared,
+) -> torch.Tensor:
+    """Routed experts, then the shared ones, each by its own best backend; summed in float32 or wider."""
+    out = moe_experts(x, ids, weights, gate_up, down)
+    total = out.to(wide(out.dtype))
+    for expert in shared:
+        total = total + swiglu(x, *expert)
+    return total.to(out.dtype)
+
+
+dispatch.register_reference("moe", _add_shared)
+
+
 @accepts_backend
 def moe_experts(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Shared = (),
 ) -> torch.Tensor:
-    """out[n] = sum_j weights[n, j] * down_e(silu(gate_e x_n) * up_e x_n) with e = ids[n, j].
+    """out[n] = sum_j weights[n, j] * expert_e(x_n) with e = ids[n, j], plus every shared expert's output.
 
-    x (N, D), ids (N, k) int32, weights (N, k) float32, gate_up (E, 2, I, D), down (E, D, I), all but ids
-    and weights in one dtype -> (N, D) in x's dtype. Deterministic; an expert without rows is never read.
+    expert(x) = down(silu(gate x) * up x). x (N, D), ids (N, k) int32, weights (N, k) float32, gate_up (E, 2, I, D),
+    down (E, D, I), shared a sequence of (gate (J, D), up (J, D), down (D, J)), all but ids and weights in one
+    dtype -> (N, D) in x's dtype. Deterministic; an expert without rows is never read.
 
     Raises:
         ValueError: when the shapes do not agree.
     """
     _check_experts(x, ids, weights, gate_up, down)
     args = (x, ids, weights, gate_up, down)
+    if shared:
+        if direct(x):
+            return dispatch.select("moe", x.device.type, *args, shared)(*args, shared)
+        return _add_shared(*args, shared)
     if direct(x):
         return dispatch.select("moe_experts", x.device.type, *args)(*args)
     x, gate_up, down = autocast(x, gate_up, down)
@@ -152,15 +184,11 @@ def moe(
     k: int,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (),
+    shared: Shared = (),
 ) -> torch.Tensor:
     """Routed experts, chosen by x @ router^T, plus the shared experts, which serve every row.
 
-    x (N, D), router (E, D), bias (E), gate_up (E, 2, I, D), down (E, D, I), shared a sequence of
-    (gate (J, D), up (J, D), down (D, J)) -> (N, D).
+    x (N, D), router (E, D), bias (E); the rest as in `moe_experts` -> (N, D).
     """
     ids, weights, _ = moe_route(linear(x, router), bias, k)
-    out = moe_experts(x, ids, weights, gate_up, down)
-    for expert in shared:
-        out = out + swiglu(x, *expert)
-    return out
+    return moe_experts(x, ids, weights, gate_up, down, shared)

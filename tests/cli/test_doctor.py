@@ -34,7 +34,9 @@ def test_the_backend_named_is_the_one_that_serves(dtype: torch.dtype, tokens: in
         named = [choice.backend for choice in dispatch.explain(op, *arguments) if choice.chosen]
         with dispatch.record() as served:
             results = dispatch.select(op, "cpu", *arguments)(*arguments)
-        assert served == {(op, named[0]): 1}, op
+        # the op itself comes first; one that is put together from others records them after it
+        assert next(iter(served)) == (op, named[0]), op
+        assert served[op, named[0]] == 1, op
         for result in results if isinstance(results, tuple) else (results,):
             assert result is None or not result.isnan().any(), op
 

@@ -14,7 +14,7 @@ static void swiglu_chunk(const Threads& threads, const SwigluArgs& args, int64_t
     expert.rows = n;
     Split total = lay_out(&expert, 1);
     Hidden<T> hidden{};
-    hidden.experts = &expert, hidden.count = 1, hidden.d = args.d, hidden.i = args.i;
+    hidden.experts = &expert, hidden.count = hidden.owners = 1, hidden.d = args.d, hidden.i = args.i;
     Carver carver;
     float* scratch;
     int64_t per_worker = max_of(hidden_scratch(), projection_scratch());
@@ -95,13 +95,43 @@ static void accumulate(const float* y, float weight, float* out, int64_t n) {
 constexpr int64_t COMBINE_ROWS = 96;
 
 OPENMYTHOS_INLINE int64_t combine_scratch(int64_t tokens) {
-    return (2 * BLOCK_GROUPS * VL + tokens) * padded_rows(COMBINE_ROWS);
+    return (2 * BLOCK_GROUPS * VL + 2 * tokens) * padded_rows(COMBINE_ROWS);
 }
 
-// Blocks of output channels; inside one, experts follow each other in ascending order, so that every sum has one order.
+// sum[token] += weight * down_e H_e for `n` output channels from `begin` on, experts in ascending order.
 template <class T>
-static void combine(const Threads& threads, const Hidden<T>& hidden, const Sorted& sorted, int64_t tokens, T* out,
-                    int64_t ld_out, int64_t groups, float* scratch) {
+static void add_experts(const Hidden<T>& hidden, const Sorted& sorted, int64_t from, int64_t to, int64_t begin,
+                        int64_t n, float* sum, float* c, float* t) {
+    int64_t ld = padded_rows(COMBINE_ROWS);
+    for (int64_t e = from; e < to; e++) {
+        const Expert<T>& expert = hidden.experts[e];
+        Split split = expert.split;
+        auto row = [&](int64_t i) { return expert.down + (begin + i) * expert.down_stride; };
+        auto finish = [&](int64_t first, int64_t m, int64_t ldc) {
+            if (ldc > 1) transpose_block(c, ldc, n, m, t, ld);
+            for (int64_t j = 0; j < m; j++)
+                accumulate(ldc > 1 ? t + j * ld : c, sorted.weight[first + j], sum + sorted.token[first + j] * ld, n);
+        };
+        for (int64_t g = 0; g < split.groups; g += BLOCK_GROUPS) {
+            int64_t block = min_of(BLOCK_GROUPS, split.groups - g);
+            const Expert<T>* other = e + 1 < to && g + block == split.groups ? &expert + 1 : nullptr;
+            const T* after = other && n >= PANEL ? other->down + begin * other->down_stride : nullptr;
+            gemm_packed<T>(hidden.h_packed + (expert.first_group + g) * hidden.h_group(), hidden.h_group(), block, row,
+                           n, hidden.i, c, block * VL, false, after, other ? other->down_stride : 0);
+            finish(expert.first + g * VL, min_of(block * VL, split.packed - g * VL), block * VL);
+        }
+        if (split.rest) {
+            gemm_dot(hidden.h_rows + expert.first_rest, split.rest, row, n, hidden.i, c, rest_stride(split.rest));
+            finish(expert.first + split.packed, split.rest, rest_stride(split.rest));
+        }
+    }
+}
+
+// Blocks of output channels. Routed and shared experts have a sum each, so that every other block can take the shared
+// ones first: while one worker waits for the memory of routed weights another one multiplies.
+template <class T>
+static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t routed, const Sorted& sorted,
+                    int64_t tokens, T* out, int64_t ld_out, int64_t groups, float* scratch) {
     int64_t rows =
         groups ? COMBINE_ROWS : ceil_div(int64_t(393216), max_of(hidden.i * hidden.count, 1) * int64_t(sizeof(T)));
     rows = min_of(rows, ceil_div(hidden.d, 4 * threads.count));
@@ -109,34 +139,36 @@ static void combine(const Threads& threads, const Hidden<T>& hidden, const Sorte
     for_tasks(threads, ceil_div(hidden.d, rows), [&](int64_t task, int64_t worker) {
         int64_t ld = padded_rows(COMBINE_ROWS), part = BLOCK_GROUPS * VL * ld;
         float* c = scratch + worker * combine_scratch(tokens);
-        float *t = c + part, *sum = t + part;
+        float *t = c + part, *sum = t + part, *shared_sum = sum + tokens * ld;
         int64_t begin = task * rows, n = min_of(rows, hidden.d - begin);
-        for (int64_t j = 0; j < tokens; j++) memset(sum + j * ld, 0, size_t(n) * 4);
-        for (int64_t e = 0; e < hidden.count; e++) {
-            const Expert<T>& expert = hidden.experts[e];
-            Split split = expert.split;
-            auto row = [&](int64_t i) { return expert.down + (begin + i) * expert.down_stride; };
-            auto finish = [&](int64_t first, int64_t m, int64_t ldc) {
-                if (ldc > 1) transpose_block(c, ldc, n, m, t, ld);
-                for (int64_t j = 0; j < m; j++)
-                    accumulate(ldc > 1 ? t + j * ld : c, sorted.weight[first + j], sum + sorted.token[first + j] * ld,
-                               n);
-            };
-            for (int64_t g = 0; g < split.groups; g += BLOCK_GROUPS) {
-                int64_t block = min_of(BLOCK_GROUPS, split.groups - g);
-                const Expert<T>* other = e + 1 < hidden.count && g + block == split.groups ? &expert + 1 : nullptr;
-                const T* after = other && n >= PANEL ? other->down + begin * other->down_stride : nullptr;
-                gemm_packed<T>(hidden.h_packed + (expert.first_group + g) * hidden.h_group(), hidden.h_group(), block,
-                               row, n, hidden.i, c, block * VL, false, after, expert.down_stride);
-                finish(expert.first + g * VL, min_of(block * VL, split.packed - g * VL), block * VL);
-            }
-            if (split.rest) {
-                gemm_dot(hidden.h_rows + expert.first_rest, split.rest, row, n, hidden.i, c, rest_stride(split.rest));
-                finish(expert.first + split.packed, split.rest, rest_stride(split.rest));
-            }
+        bool shared = routed < hidden.count;
+        for (int64_t j = 0; j < (shared ? 2 : 1) * tokens; j++) memset(sum + j * ld, 0, size_t(n) * 4);
+        if (task % 2) add_experts(hidden, sorted, routed, hidden.count, begin, n, shared_sum, c, t);
+        add_experts(hidden, sorted, 0, routed, begin, n, sum, c, t);
+        if (task % 2 == 0) add_experts(hidden, sorted, routed, hidden.count, begin, n, shared_sum, c, t);
+        for (int64_t j = 0; j < tokens; j++) {
+            if (shared) accumulate(shared_sum + j * ld, 1.f, sum + j * ld, n);
+            store_row(sum + j * ld, out + j * ld_out + begin, n);
         }
-        for (int64_t j = 0; j < tokens; j++) store_row(sum + j * ld, out + j * ld_out + begin, n);
     });
+}
+
+// Shared experts follow the routed ones and own one set of packed rows together. Returns how many own packed rows.
+template <class T>
+static int64_t append_shared(const MoeExpertsArgs& args, int64_t n, int64_t routed, Expert<T>* experts,
+                             const Sorted& sorted) {
+    int64_t first = n * args.k;
+    for (int64_t r = 0; r < n && args.shared_count; r++)
+        sorted.token[first + r] = int32_t(r), sorted.weight[first + r] = 1;
+    for (int64_t s = 0; s < args.shared_count; s++) {
+        const SharedSlice& slice = args.shared[s];
+        Expert<T>& expert = experts[routed + s] = {};
+        expert.gate = static_cast<const T*>(slice.gate.data), expert.gate_stride = slice.gate.stride;
+        expert.up = static_cast<const T*>(slice.up.data), expert.up_stride = slice.up.stride;
+        expert.down = static_cast<const T*>(slice.down.data), expert.down_stride = slice.down.stride;
+        expert.first = first, expert.rows = n;
+    }
+    return routed + (args.shared_count ? 1 : 0);
 }
 
 template <class T>
@@ -145,38 +177,43 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     hidden.d = args.d, hidden.i = args.i;
     Sorted sorted{};
     Carver carver;
-    int64_t rows = n * args.k;
+    int64_t routed_rows = n * args.k, rows = routed_rows + (args.shared_count ? n : 0);
     // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
-    int64_t most_experts = min_of(rows, args.experts);
-    int64_t most_groups = min_of(rows / VL + most_experts, 2 * rows / (DOT_REST + 1));
-    int64_t most_rest = min_of(rows, most_experts * DOT_REST);
+    int64_t most_experts = min_of(routed_rows, args.experts);
+    int64_t most_groups = min_of(routed_rows / VL + most_experts, 2 * routed_rows / (DOT_REST + 1));
+    int64_t most_rest = min_of(routed_rows, most_experts * DOT_REST);
+    Split all = split_tokens(n);
+    int64_t x_groups = most_groups + (args.shared_count ? all.groups : 0);
+    int64_t h_groups = most_groups + args.shared_count * all.groups, h_rest = most_rest + args.shared_count * all.rest;
     int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
     Expert<T>* experts;
     int64_t* start;
     auto carve = [&] {
         carver.used = 0;
-        experts = carver.take<Expert<T>>(most_experts);
+        experts = carver.take<Expert<T>>(most_experts + args.shared_count);
         start = carver.take<int64_t>(args.experts + 1);
         sorted.token = carver.take<int32_t>(rows);
         sorted.weight = carver.take<float>(rows);
         hidden.x_rows = carver.take<const T*>(rows);
-        hidden.h_rows = carver.take<const T*>(most_rest);
+        hidden.h_rows = carver.take<const T*>(h_rest);
         hidden.scratch = carver.take<float>(threads.count * per_worker);
-        hidden.x_packed = carver.take<float>(most_groups * hidden.x_group());
-        hidden.h_packed = carver.take<float>(most_groups * hidden.h_group());
-        hidden.h_rest = carver.take<T>(most_rest * hidden.h_stride());
+        hidden.x_packed = carver.take<float>(x_groups * hidden.x_group());
+        hidden.h_packed = carver.take<float>(h_groups * hidden.h_group());
+        hidden.h_rest = carver.take<T>(h_rest * hidden.h_stride());
     };
     carve();
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
-    hidden.experts = experts;
-    hidden.count = sort_by_expert(args, begin, n, start, experts, sorted);
+    int64_t routed = sort_by_expert(args, begin, n, start, experts, sorted);
+    hidden.experts = experts, hidden.count = routed + args.shared_count;
+    hidden.owners = append_shared(args, n, routed, experts, sorted);
     Split total = lay_out(experts, hidden.count);
+    for (int64_t s = 1; s < args.shared_count; s++) experts[routed + s].first_x_group = experts[routed].first_x_group;
     const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
     for (int64_t r = 0; r < rows; r++) hidden.x_rows[r] = x + sorted.token[r] * args.x.stride;
     compute_hidden(threads, hidden, experts);
-    combine(threads, hidden, sorted, n, static_cast<T*>(args.out.data) + begin * args.out.stride, args.out.stride,
-            total.groups, hidden.scratch);
+    combine(threads, hidden, routed, sorted, n, static_cast<T*>(args.out.data) + begin * args.out.stride,
+            args.out.stride, total.groups, hidden.scratch);
 }
 
 void moe_experts(const Threads& threads, const MoeExpertsArgs& args) {

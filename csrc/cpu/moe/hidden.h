@@ -13,13 +13,15 @@ struct Expert {
     int64_t gate_stride, up_stride, down_stride;
     int64_t first, rows;  // its run in the sorted rows
     Split split;
-    int64_t first_group, first_rest, first_task;
+    int64_t first_group, first_rest, first_task;  // of H
+    int64_t first_x_group;                        // of X, which experts with the same rows share
 };
 
 template <class T>
 struct Hidden {
     const Expert<T>* experts;
     int64_t count, d, i;
+    int64_t owners;    // the first of them own the packed groups of X, in order
     const T** x_rows;  // one pointer a sorted row
     // X and H of all groups, then H of the rest in rows.
     float *x_packed, *h_packed;
@@ -43,7 +45,7 @@ static Split lay_out(Expert<T>* experts, int64_t count) {
     for (int64_t e = 0; e < count; e++) {
         Expert<T>& expert = experts[e];
         expert.split = split_tokens(expert.rows);
-        expert.first_group = total.groups, expert.first_rest = total.rest;
+        expert.first_group = expert.first_x_group = total.groups, expert.first_rest = total.rest;
         total.groups += expert.split.groups, total.rest += expert.split.rest;
     }
     return total;
@@ -77,7 +79,7 @@ static void hidden_task(const Hidden<T>& hidden, const Expert<T>& expert, int64_
     auto up = [&](int64_t i) { return expert.up + (begin + i) * expert.up_stride; };
     int64_t g = block * BLOCK_GROUPS, groups = min_of(BLOCK_GROUPS, split.groups - g);
     if (groups > 0) {
-        const float* x = hidden.x_packed + (expert.first_group + g) * hidden.x_group();
+        const float* x = hidden.x_packed + (expert.first_x_group + g) * hidden.x_group();
         float* h = hidden.h_packed + (expert.first_group + g) * hidden.h_group();
         int64_t ldc = groups * VL;
         const T* after = begin + n + PANEL <= hidden.i ? gate(n) : nullptr;
@@ -108,11 +110,14 @@ static void hidden_task(const Hidden<T>& hidden, const Expert<T>& expert, int64_
 
 template <class T>
 static void compute_hidden(const Threads& threads, const Hidden<T>& hidden, Expert<T>* experts) {
-    int64_t groups = 0, rest = 0, tasks = 0;
-    for (int64_t e = 0; e < hidden.count; e++) groups += experts[e].split.groups, rest += experts[e].split.rest;
-    for_tasks(threads, groups, [&](int64_t task, int64_t) {
-        const Expert<T>& expert = find_expert<T>(experts, hidden.count, task, &Expert<T>::first_group);
-        int64_t row = (task - expert.first_group) * VL;
+    int64_t groups = 0, x_groups = 0, rest = 0, tasks = 0;
+    for (int64_t e = 0; e < hidden.count; e++) {
+        groups += experts[e].split.groups, rest += experts[e].split.rest;
+        if (e < hidden.owners) x_groups += experts[e].split.groups;
+    }
+    for_tasks(threads, x_groups, [&](int64_t task, int64_t) {
+        const Expert<T>& expert = find_expert<T>(experts, hidden.owners, task, &Expert<T>::first_x_group);
+        int64_t row = (task - expert.first_x_group) * VL;
         pack_group(hidden.x_rows + expert.first + row, min_of(VL, expert.split.packed - row), hidden.d,
                    hidden.x_packed + task * hidden.x_group());
     });
@@ -127,7 +132,7 @@ static void compute_hidden(const Threads& threads, const Hidden<T>& hidden, Expe
         experts[e].first_task = tasks;
         tasks += max_of(ceil_div(experts[e].split.groups, BLOCK_GROUPS), 1) * row_blocks;
     }
-    for_tasks(threads, tasks, [&](int64_t task, int64_t worker) {
+    for_tasks_from_both_ends(threads, tasks, [&](int64_t task, int64_t worker) {
         const Expert<T>& expert = find_expert<T>(experts, hidden.count, task, &Expert<T>::first_task);
         int64_t local = task - expert.first_task, begin = local % row_blocks * rows;
         hidden_task(hidden, expert, local / row_blocks, begin, min_of(rows, hidden.i - begin),

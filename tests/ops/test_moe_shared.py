@@ -1,0 +1,87 @@
+"""Routed and shared experts in one call: every backend, shared widths of one expert and of several, odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmythos import ops, reference
+from openmythos.reference.precision import wide
+from tests.backends import Row, each_row
+from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.ops.test_moe_experts import experts
+
+ROUTED = 5
+
+
+def _shared(args: tuple) -> list[tuple]:
+    flat = args[ROUTED:]
+    return [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+
+def _reference(*args: torch.Tensor) -> torch.Tensor:
+    """The routed experts' output plus each shared expert's, summed in float32 or wider."""
+    out = reference.moe_experts(*args[:ROUTED])
+    total = out.to(wide(out.dtype))
+    for expert in _shared(args):
+        total = total + reference.swiglu(args[0], *expert)
+    return total.to(out.dtype)
+
+
+class _Flat:
+    """A row of "moe" called with the shared matrices one after the other."""
+
+    def __init__(self, row: Row) -> None:
+        self.op, self.backend, self.row = row.op, row.backend, row
+
+    def call(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.row.call(*args[:ROUTED], _shared(args))
+
+
+def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    args = experts(n, d, i, 7, 3, dtype)
+    for width in widths:
+        args += [randn(width, d, dtype=dtype, scale=d**-0.5) for _ in range(2)]
+        args.append(randn(d, width, dtype=dtype, scale=width**-0.5))
+    return args
+
+
+@each_row("moe")
+@each_dtype
+@pytest.mark.parametrize("widths", [(47,), (94, 94), (47, 141, 94)], ids=str)
+@pytest.mark.parametrize("n", [0, 1, 2, 16, 17, 63, 129])
+def test_routed_and_shared(row: Row, dtype: torch.dtype, n: int, widths: tuple[int, ...]) -> None:
+    check_row(_Flat(row), _reference, _inputs(n, 97, 47, widths, dtype), dtype)
+
+
+@each_row("moe")
+@each_dtype
+def test_strided(row: Row, dtype: torch.dtype) -> None:
+    x, ids, weights, *matrices = _inputs(19, 97, 48, (96,), dtype)
+    check_row(_Flat(row), _reference, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
+
+
+@each_row("moe")
+@each_dtype
+@pytest.mark.parametrize("n", [1, 33, 300])
+def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
+    check_repeatable(_Flat(row), _inputs(n, 131, 48, (192, 192), dtype))
+
+
+def test_a_width_that_is_no_multiple_is_served_apart() -> None:
+    args = _inputs(9, 97, 47, (60,))
+    with torch.no_grad():
+        found = ops.moe_experts(*args[:ROUTED], _shared(tuple(args)))
+    torch.testing.assert_close(found, _reference(*args), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_every_matrix() -> None:
+    args = [part.double() if part.is_floating_point() else part for part in _inputs(9, 13, 7, (14, 7))]
+    for part in args:
+        part.requires_grad_(part.is_floating_point())
+    grads = []
+    for function in (lambda *all_: ops.moe_experts(*all_[:ROUTED], _shared(all_)), _reference):
+        floating = [part for part in args if part.requires_grad]
+        grads.append(torch.autograd.grad(function(*args).sin().sum(), floating))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
