@@ -118,7 +118,7 @@ def test_the_native_kernels_serve_the_model(dtype: torch.dtype) -> None:
         "rope",
         "linear",
         "moe_route",
-        "moe_experts",
+        "moe",
         "mla_attention",
         "loop_step_",
     ):
