@@ -60,8 +60,8 @@ test-full: test
 	$(pytest) -m slow
 
 bench: $(VENV)/.installed $(VENV)/.upstream
-	@if ls bench/bench_*.py >/dev/null 2>&1; then $(python) -m pytest bench; \
-	else echo 'There is no benchmark in bench/ yet.'; fi
+	folder=bench/results/$$($(python) -m bench.device) && mkdir -p $$folder && \
+	$(python) -m pytest bench --benchmark-json=$$folder/bench.json && echo "Wrote $$folder/bench.json"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -64,14 +64,10 @@ def bench_decode(layer, race, check):
 
 @pytest.mark.parametrize("rows", [128, 512])
 @torch.no_grad()
-def bench_prefill(layer, rows, race, check, benchmark):
+def bench_prefill(layer, rows, race, check):
     """Useful FLOPs of routing, routed and shared experts over the best linear at as many rows."""
     dtype = layer.down.dtype
     x = torch.randn(rows, DIM, dtype=dtype)
     error = _checked(layer, x, check)
     flops = 6 * rows * DIM * HIDDEN * TOPK * (1 + SHARED) + 2 * rows * DIM * EXPERTS
-    peers = best_linear(rows, DIM, dtype)
-    contenders = {f"linear_{out}": call for out, (_, call) in peers.items()}
-    result = race(lambda: layer(x), contenders, rounds=9, error=error, flops=flops)
-    rates = (count / result.median(f"linear_{out}") for out, (count, _) in peers.items())
-    benchmark.extra_info["fraction_of_linear"] = flops / result.median("ours") / max(rates)
+    race(lambda: layer(x), {}, 9, linears=best_linear(rows, DIM, dtype), error=error, flops=flops)
