@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from bench.timing import best_linear, streaming_read
+from bench.timing import Stream, best_linear, streaming_read
 from openmythos import ops, use_backend
 from openmythos.memory import prefer_huge_pages
 
@@ -55,10 +55,14 @@ def bench_decode(layer, race, check):
     dtype = layer.down.dtype
     tokens = [torch.randn(1, DIM, dtype=dtype) for _ in range(16)]
     error = _checked(layer, tokens[0], check)
-    turn = itertools.cycle(tokens)
     active = TOPK * (1 + SHARED) * 3 * DIM * HIDDEN * dtype.itemsize
     shared = [matrix for expert in layer.shared for matrix in expert]
-    stream = streaming_read([*shared, layer.gate_up[:TOPK], layer.down[:TOPK]])
+    streams = []
+    for token in tokens:
+        chosen = ops.moe_route(ops.linear(token, layer.router), layer.bias, TOPK)[0][0].tolist()
+        streams.append(streaming_read([*shared, *(stack[e] for e in chosen for stack in (layer.gate_up, layer.down))]))
+    turn, stream_turn = itertools.cycle(tokens), itertools.cycle(streams)
+    stream = Stream(lambda: next(stream_turn).call(), active)
     race(lambda: layer(next(turn)), {}, ceiling=stream, error=error, bytes=active)
 
 

@@ -155,12 +155,17 @@ OPENMYTHOS_INLINE void dot_tile_upto(int64_t m, const T* const* a, const T* cons
     }
 }
 
-// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens.
+// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens. `after` is read next, if anything is known to
+// be.
 template <class T, class Row>
-static void gemm_dot(const T* const* a, int64_t m, const Row& row, int64_t n, int64_t k, float* c, int64_t ldc) {
+static void gemm_dot(const T* const* a, int64_t m, const Row& row, int64_t n, int64_t k, float* c, int64_t ldc,
+                     const T* after = nullptr) {
     constexpr int N = DOT_N<T>;
     if (m == 1) {
-        for (int64_t i = 0; i < n; i++) c[i * ldc] = dot_row(a[0], row(i), k, PREFETCH_BYTES / int64_t(sizeof(T)));
+        for (int64_t i = 0; i < n; i++) {
+            const T* next = i + 1 == n && after ? after : row(i + 1);
+            c[i * ldc] = dot_row(a[0], row(i), k, min_of(k, PREFETCH_BYTES / int64_t(sizeof(T))), next);
+        }
         return;
     }
     for (int64_t p = 0; p < n; p += N) {

@@ -249,22 +249,27 @@ static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, 
     for (int n = 0; n < N; n++) _mm_storeu_ps(c + n * ldc, sum4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]));
 }
 
-// One token: the sums of weight rows read one after the other, as memory lies. `ahead` elements further on are asked
-// for, into the L2, which keeps more lines in flight than the L1.
+// One token: the sum over one weight row, read as memory lies. `ahead` elements further on are asked for, which past
+// the end of the row means the beginning of `next`.
 template <class T>
-static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead) {
-    constexpr int U = 4;
+static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead, const T* next) {
+    constexpr int U = 4, STEP = U * LANES<T>;
     vec acc[U];
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) acc[u] = zero();
     int64_t i = 0;
-    for (; i + U * LANES<T> <= k; i += U * LANES<T>) {
+    auto run = [&](int64_t end, const T* from) __attribute__((always_inline)) {
+        for (; i + STEP <= end; i += STEP) {
 #pragma GCC unroll 4
-        for (int u = 0; u < U; u++) {
-            _mm_prefetch((const char*)(w + i + u * LANES<T> + ahead), _MM_HINT_T1);
-            acc[u] = Chunk<T>::at(a + i + u * LANES<T>).dot(Chunk<T>::at(w + i + u * LANES<T>), acc[u]);
+            for (int u = 0; u < U; u++) {
+                int64_t at = i + u * LANES<T>;
+                _mm_prefetch((const char*)(from + at), _MM_HINT_T1);
+                acc[u] = Chunk<T>::at(a + at).dot(Chunk<T>::at(w + at), acc[u]);
+            }
         }
-    }
+    };
+    run(k - ahead, w + ahead);
+    run(k, next + ahead - k);
     for (; i + LANES<T> <= k; i += LANES<T>) acc[0] = Chunk<T>::at(a + i).dot(Chunk<T>::at(w + i), acc[0]);
     if (i < k) acc[1] = Chunk<T>::at(a + i, k - i).dot(Chunk<T>::at(w + i, k - i), acc[1]);
     return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));

@@ -121,7 +121,10 @@ static void add_experts(const Hidden<T>& hidden, const Sorted& sorted, int64_t f
             finish(expert.first + g * VL, min_of(block * VL, split.packed - g * VL), block * VL);
         }
         if (split.rest) {
-            gemm_dot(hidden.h_rows + expert.first_rest, split.rest, row, n, hidden.i, c, rest_stride(split.rest));
+            const T* after =
+                e + 1 < to ? hidden.experts[e + 1].down + begin * hidden.experts[e + 1].down_stride : nullptr;
+            gemm_dot(hidden.h_rows + expert.first_rest, split.rest, row, n, hidden.i, c, rest_stride(split.rest),
+                     after);
             finish(expert.first + split.packed, split.rest, rest_stride(split.rest));
         }
     }
@@ -132,9 +135,8 @@ static void add_experts(const Hidden<T>& hidden, const Sorted& sorted, int64_t f
 template <class T>
 static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t routed, const Sorted& sorted,
                     int64_t tokens, T* out, int64_t ld_out, int64_t groups, float* scratch) {
-    int64_t rows =
-        groups ? COMBINE_ROWS : ceil_div(int64_t(393216), max_of(hidden.i * hidden.count, 1) * int64_t(sizeof(T)));
-    rows = min_of(rows, ceil_div(hidden.d, 4 * threads.count));
+    int64_t rows = groups ? COMBINE_ROWS : ceil_div(STREAM_BYTES, max_of(hidden.i, 1) * int64_t(sizeof(T)));
+    rows = min_of(rows, ceil_div(hidden.d, (groups ? 4 : 16) * threads.count));
     rows = min_of(COMBINE_ROWS, round_up(max_of(rows, 1), 24));
     for_tasks(threads, ceil_div(hidden.d, rows), [&](int64_t task, int64_t worker) {
         int64_t ld = padded_rows(COMBINE_ROWS), part = BLOCK_GROUPS * VL * ld;

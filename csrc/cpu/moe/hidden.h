@@ -35,6 +35,8 @@ struct Hidden {
     int64_t h_stride() const { return round_up(i, 64 / int64_t(sizeof(T))); }
 };
 
+// A stretch of weights that is read in one go where each is used for a few rows only.
+constexpr int64_t STREAM_BYTES = 393216;
 constexpr int64_t HIDDEN_ROWS = 96;
 OPENMYTHOS_INLINE int64_t hidden_scratch() { return 3 * padded_rows(HIDDEN_ROWS) * BLOCK_GROUPS * VL; }
 
@@ -99,8 +101,8 @@ static void hidden_task(const Hidden<T>& hidden, const Expert<T>& expert, int64_
         const T* const* x = hidden.x_rows + expert.first + split.packed;
         T* h = hidden.h_rest + expert.first_rest * hidden.h_stride() + begin;
         int64_t ldc = rest_stride(split.rest), ldt = padded_rows(HIDDEN_ROWS);
-        gemm_dot(x, split.rest, gate, n, hidden.d, c_gate, ldc);
-        gemm_dot(x, split.rest, up, n, hidden.d, c_up, ldc);
+        gemm_dot(x, split.rest, gate, n, hidden.d, c_gate, ldc, up(0));
+        gemm_dot(x, split.rest, up, n, hidden.d, c_up, ldc, gate(n));
         activate<T>(c_gate, c_up, c_gate, n * ldc);
         if (ldc > 1) transpose_block(c_gate, ldc, n, split.rest, t, ldt);
         for (int64_t j = 0; j < split.rest; j++)
@@ -124,7 +126,7 @@ static void compute_hidden(const Threads& threads, const Hidden<T>& hidden, Expe
     for (int64_t r = 0; r < rest; r++) hidden.h_rows[r] = hidden.h_rest + r * hidden.h_stride();
 
     // Without groups every weight is used a few times only: tasks are then stretches of memory worth streaming.
-    int64_t rows = groups ? HIDDEN_ROWS : ceil_div(int64_t(196608), max_of(hidden.d, 1) * int64_t(sizeof(T)));
+    int64_t rows = groups ? HIDDEN_ROWS : ceil_div(STREAM_BYTES, max_of(hidden.d, 1) * int64_t(sizeof(T)));
     rows = min_of(rows, ceil_div(hidden.i * max_of(hidden.count, 1), 4 * threads.count));
     rows = min_of(HIDDEN_ROWS, round_up(max_of(rows, 1), 24));
     int64_t row_blocks = ceil_div(hidden.i, rows);
