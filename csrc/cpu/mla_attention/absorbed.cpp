@@ -139,7 +139,8 @@ struct Absorbed {
     }
 };
 
-// Parts that attention is cut into where the batch gives fewer: whatever the threads, so that they do not change results.
+// Parts that attention is cut into where the batch gives fewer: whatever the threads, so that they do not change
+// results.
 constexpr int64_t PARTS = 16;
 
 template <class T>
