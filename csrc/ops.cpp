@@ -21,8 +21,8 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& out) {
     args.out = check.matrix(out, "out", args.n, args.o);
     check.same_type(weight, "weight", x, "x");
     check.same_type(out, "out", x, "x");
-    cpu::Session session;
-    kernels().linear(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().linear(workspace.threads, args);
 }
 
 void swiglu(const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down, const Tensor& out) {
@@ -40,8 +40,8 @@ void swiglu(const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor&
     check.same_type(up, "up", x, "x");
     check.same_type(down, "down", x, "x");
     check.same_type(out, "out", x, "x");
-    cpu::Session session;
-    kernels().swiglu(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().swiglu(workspace.threads, args);
 }
 
 void rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps,
@@ -56,8 +56,8 @@ void rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tens
     args.out = check.matrix(out, "out", args.n, args.d);
     if (sum) args.sum = check.matrix(*sum, "sum", args.n, args.d);
     args.eps = float(eps);
-    cpu::Session session;
-    kernels().rms_norm(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().rms_norm(workspace.threads, args);
 }
 
 void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& ids, const Tensor& weights,
@@ -79,8 +79,8 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     args.ids = static_cast<int32_t*>(ids.data_ptr()), args.ids_stride = ids.stride(0);
     args.weights = static_cast<float*>(weights.data_ptr()), args.weights_stride = weights.stride(0);
     args.counts = static_cast<int32_t*>(counts.data_ptr());
-    cpu::Session session;
-    kernels().moe_route(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().moe_route(workspace.threads, args);
 }
 
 // The shared experts, cut into slices as wide as a routed expert.
@@ -144,8 +144,8 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     }
     auto shared = shared_slices(check, x, args.d, args.i, shared_gate, shared_up, shared_down);
     args.shared = shared.data(), args.shared_count = int64_t(shared.size());
-    cpu::Session session;
-    kernels().moe_experts(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().moe_experts(workspace.threads, args);
 }
 
 void moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
@@ -190,8 +190,8 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     }
     args.lengths = lengths.data();
     args.scale = float(scale), args.causal = causal, args.absorbed = absorbed;
-    cpu::Session session;
-    kernels().mla_attention(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().mla_attention(workspace.threads, args);
 }
 
 void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const Tensor& h_out, const Tensor& cum_p,
@@ -240,8 +240,8 @@ void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const 
     if (norm_w) args.norm_w = check.floats(*norm_w, "norm_w", {args.d});
     check.require(loop_dim >= 0 && loop_dim <= args.d, "loop_dim is ", loop_dim, ", expected 0 to ", args.d);
     args.loop_dim = loop_dim, args.threshold = float(threshold), args.eps = float(eps);
-    cpu::Session session;
-    kernels().loop_step(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().loop_step(workspace.threads, args);
 }
 
 void rope(const Tensor& x, const Tensor& cos_sin, const Tensor& out) {
@@ -257,8 +257,8 @@ void rope(const Tensor& x, const Tensor& cos_sin, const Tensor& out) {
                   ", expected 2");
     args.out = check.tensor(out, "out", {args.b, args.t, args.h, args.d}, x, "x");
     args.cos_sin = static_cast<const float*>(cos_sin.data_ptr()), args.cos_sin_stride = cos_sin.stride(0);
-    cpu::Session session;
-    kernels().rope(session.threads, args);
+    cpu::Workspace workspace;
+    kernels().rope(workspace.threads, args);
 }
 
 void set_isa(std::string name) { cpu::set_variant(name.c_str()); }

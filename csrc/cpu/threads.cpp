@@ -48,9 +48,9 @@ void run(int64_t workers, void (*body)(void*, int64_t), void* context) {
 
 }  // namespace
 
-Session::Session()
+Workspace::Workspace()
     : threads{int64_t(torch::stable::get_num_threads()), run, [](int64_t bytes) { return scratch.take(bytes); }} {}
 
-Session::~Session() { scratch.trim(); }
+Workspace::~Workspace() { scratch.trim(); }
 
 }  // namespace openmythos::cpu

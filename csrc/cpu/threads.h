@@ -5,12 +5,12 @@
 namespace openmythos::cpu {
 
 // The threads and the scratch memory of one op call.
-class Session {
+class Workspace {
 public:
-    Session();
-    ~Session();
-    Session(const Session&) = delete;
-    Session& operator=(const Session&) = delete;
+    Workspace();
+    ~Workspace();
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
 
     const Threads threads;
 };

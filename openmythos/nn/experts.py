@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openmythos import ops
-from openmythos.nn.pristine import fusable, pristine, unchanged, why_not
+from openmythos.nn.pristine import fusable, hooks_on_all_modules, pristine, unchanged, why_not
 from openmythos.nn.project import to_weight_dtype
 
 if TYPE_CHECKING:
@@ -126,5 +126,7 @@ class ExpertList:
 
     def changed(self) -> dict[int, str]:
         """{expert: reason} of those that have to be called as modules."""
+        if hooks_on_all_modules():
+            list(self)
         reasons = ((index, why_not(module)) for index, module in self._made.items())
         return {index: reason for index, reason in reasons if reason is not None}

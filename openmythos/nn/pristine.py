@@ -8,6 +8,7 @@ the fused path back.
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules import module as nn_module
 
 _original_forward: dict[type[nn.Module], object] = {
     cls: cls.forward for cls in (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList)
@@ -18,6 +19,11 @@ def fusable(cls: type[nn.Module]) -> type[nn.Module]:
     """Class decorator: remember the class's own forward as the one that fused paths stand in for."""
     _original_forward[cls] = cls.forward
     return cls
+
+
+def hooks_on_all_modules() -> bool:
+    """Whether somebody registered a forward hook on every module."""
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
 
 
 def _changed(module: nn.Module) -> str | None:
@@ -33,6 +39,8 @@ def _changed(module: nn.Module) -> str | None:
         return "its forward was replaced"
     if state["_forward_hooks"] or state["_forward_pre_hooks"]:
         return "has a hook"
+    if hooks_on_all_modules():
+        return "is seen by a hook on all modules"
     if state["_backward_hooks"] or state["_backward_pre_hooks"]:
         return "has a backward hook"
     return None

@@ -275,3 +275,16 @@ def test_explain_module_sees_routed_experts_and_dropout() -> None:
     reasons = explain_module(model.train())
     assert "recurrent.block.attn.attn_drop" in reasons
     assert "dropout=0.1" in reasons["recurrent.block.attn.attn_drop"]
+
+
+def test_a_hook_on_all_modules_sees_every_piece_of_the_loop() -> None:
+    model, seen = small_model(), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            model(tokens(1, 5), n_loops=2)
+    finally:
+        handle.remove()
+    for part in (model.recurrent.norm, model.recurrent.lora, model.recurrent.injection, model.recurrent.act):
+        assert seen.count(part) == 2, type(part).__name__
+    assert any(expert in seen for expert in model.recurrent.block.ffn.routed_experts)
