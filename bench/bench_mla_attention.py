@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,5 +45,5 @@ def bench_mla_attention(new, total, dtype, race, check):
     with use_backend("reference"):
         expected = ops.mla_attention(*inputs, scale=SCALE, causal=True)
     error = check(ops.mla_attention(*inputs, scale=SCALE, causal=True), expected)
-    ours = lambda: ops.mla_attention(*inputs, scale=SCALE, causal=True)  # noqa: E731
+    ours = functools.partial(ops.mla_attention, *inputs, scale=SCALE, causal=True)
     race(ours, {"expanded": lambda: _expanded(*inputs)}, error=error)

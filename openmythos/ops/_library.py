@@ -16,12 +16,12 @@ R = TypeVar("R")
 _library = torch.library.Library("openmythos", "DEF")
 
 
-def define(name: str, schema: str, fake: Callable, reference: Callable, *, key: str | None = None) -> None:
+def define(name: str, schema: str, fake: Callable, reference: Callable) -> None:
     """Declare `openmythos::<name>`, whose kernel on every device asks the dispatch table each time.
 
-    `key` is the table's name for the op where it differs: two overloads of an op share their rows.
+    Two overloads of an op, `x` and `x.rows`, share the rows of `x`.
     """
-    op = key or name.split(".")[0]
+    op = name.split(".")[0]
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"openmythos::{name}", fake, lib=_library)
 
