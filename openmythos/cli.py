@@ -48,7 +48,40 @@ def _demo(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-COMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (_doctor, _demo)
+def _plan(commands: argparse._SubParsersAction) -> None:
+    from openmythos.config import VARIANTS
+
+    parser = commands.add_parser("plan", help="what fits on a machine, tokens a second at best, how many devices")
+    parser.add_argument("variant", choices=[name.removeprefix("mythos_") for name in VARIANTS])
+    parser.add_argument("--device", default="cpu", help="h200, gfx1151, cpu (measured now) or a name of your own")
+    parser.add_argument("--bandwidth", type=float, help="GB/s, instead of the device's")
+    parser.add_argument("--flops", type=float, help="TFLOP/s in the dtype, instead of the device's")
+    parser.add_argument("--memory", type=float, help="GB, instead of the device's")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--context", type=int, default=4096, help="tokens a sequence (default: 4096)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences (default: 1)")
+    parser.add_argument("--loops", type=int, help="loops (default: the variant's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+    def run(args: argparse.Namespace) -> int:
+        from openmythos import plan
+
+        variant = f"mythos_{args.variant}"
+        loops = VARIANTS[variant]().max_loop_iters if args.loops is None else args.loops
+        try:
+            machine, device = plan.machine_for(args.device, args.bandwidth, args.flops, args.memory, args.dtype)
+            request = plan.Request(variant, machine, device, args.context, args.batch, loops, args.dtype)
+            made = plan.make_plan(request)
+        except plan.PlanError as error:
+            print(f"openmythos plan: {error}", file=sys.stderr)
+            return 2
+        print(plan.as_json(made)) if args.json else plan.show(made)
+        return 0
+
+    parser.set_defaults(run=run)
+
+
+COMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (_doctor, _demo, _plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

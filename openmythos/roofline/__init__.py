@@ -1,0 +1,8 @@
+"""Bytes, FLOPs and the time that no implementation can beat: of every op, of the whole model, on a machine's ceilings."""
+
+from __future__ import annotations
+
+from openmythos.roofline.cost import Cost
+from openmythos.roofline.machine import MACHINES, Machine, device_name, measure_cpu
+
+__all__ = ["MACHINES", "Cost", "Machine", "device_name", "measure_cpu"]

@@ -1,0 +1,100 @@
+"""Ceilings of machines: bytes and FLOPs a second, and memory; measured here or given."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from openmythos.backends.library import cpu_isa
+from openmythos.doctor import cpu_name
+from openmythos.roofline.cost import Cost
+
+STREAM_BYTES = 256 * 2**20
+LINEAR_ROWS, LINEAR_WIDTH = 512, 2048
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A name, bytes a second, FLOPs a second by dtype, bytes of memory, and where these numbers come from."""
+
+    name: str
+    bandwidth: float
+    flops: dict[str, float] = field(hash=False)
+    memory: float
+    source: str
+
+    def rate(self, dtype: str) -> float:
+        """FLOPs a second in `dtype`.
+
+        Raises:
+            ValueError: when nobody gave or measured one.
+        """
+        if dtype not in self.flops:
+            raise ValueError(f"dtype={dtype!r}: {self.name} has rates for {', '.join(self.flops)}; give one by --flops")
+        return self.flops[dtype]
+
+    def floor(self, cost: Cost, dtype: str) -> float:
+        """Seconds that no implementation can beat: the slower of moving the bytes and of doing the FLOPs."""
+        return max(cost.bytes / self.bandwidth, cost.flops / self.rate(dtype))
+
+    def bound(self, cost: Cost, dtype: str) -> str:
+        """Which of the two it is: "bytes" or "FLOPs"."""
+        return "bytes" if cost.bytes / self.bandwidth >= cost.flops / self.rate(dtype) else "FLOPs"
+
+
+MACHINES = {
+    "h200": Machine(
+        "NVIDIA H200", 4.3e12, {"bfloat16": 790e12, "float16": 790e12}, 141e9, "measured: a copy, a matrix product"
+    ),
+    "gfx1151": Machine(
+        "AMD Radeon 8060S (gfx1151)",
+        212e9,
+        {"bfloat16": 59e12, "float16": 59e12},
+        128e9,
+        "measured by others: bytes a second; the peak of 40 CUs at 2.9 GHz: FLOPs a second",
+    ),
+}
+
+
+def _best_seconds(function: Callable[[], object], rounds: int = 5) -> float:
+    function()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def device_name() -> str:
+    """This machine's accelerator, or its processor, instruction set and threads, fit for a folder's name."""
+    if torch.cuda.is_available():
+        words = torch.cuda.get_device_name()
+    else:
+        words = f"{cpu_name()} {cpu_isa() or 'torch'} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def measure_cpu(say: Callable[[str], None] = lambda _text: None) -> Machine:
+    """This CPU's ceilings: a streaming read of 256 MB, and F.linear at 512 rows, in about three seconds."""
+    say("measuring a streaming read")
+    block = torch.ones(STREAM_BYTES // 4)
+    bandwidth = STREAM_BYTES / _best_seconds(block.sum)
+    memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        say(f"measuring a matrix product in {name}")
+        x = torch.randn(LINEAR_ROWS, LINEAR_WIDTH).to(dtype)
+        weight = torch.randn(4 * LINEAR_WIDTH, LINEAR_WIDTH).to(dtype)
+        flops[name] = 2 * x.shape[0] * weight.numel() / _best_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
+    # without bfloat16 instructions the fastest way is to widen to float32
+    flops["bfloat16"] = max(flops.values())
+    return Machine(cpu_name(), bandwidth, flops, memory, f"measured now, {torch.get_num_threads()} threads")
