@@ -1,11 +1,17 @@
 # Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
-# TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder).
+# TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder); for
+# bench-compare BASE (the revision to compare with), THRESHOLD (percent), ONLY (one bench file), PLANT (1.15: slow this
+# tree down by 15%, to see it caught).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 SIZE ?= 1b
 OUT ?= out/demo
+BASE ?= HEAD
+THRESHOLD ?= 10
+ONLY ?=
+PLANT ?= 1
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
@@ -16,14 +22,16 @@ native := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo doctor test test-full bench lint clean
+.PHONY: help demo doctor test test-full bench bench-growth bench-compare lint clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
 	@echo 'make doctor      what this machine has, and which backend serves which op'
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-full   all tests'
-	@echo 'make bench       the benchmarks'
+	@echo 'make bench       the benchmarks, with a report under bench/results'
+	@echo 'make bench-growth   cost over loops, cache, batch and experts'
+	@echo 'make bench-compare BASE=<revision>   this tree against another one'
 	@echo 'make lint        ruff and clang-format'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
@@ -54,14 +62,20 @@ doctor: $(VENV)/.installed
 
 test: $(VENV)/.installed $(VENV)/.upstream
 	$(pytest) -n 2
+	$(python) -m pytest bench --benchmark-disable
 
 # The slow tests measure memory or hold big models: one at a time.
 test-full: test
 	$(pytest) -m slow
 
 bench: $(VENV)/.installed $(VENV)/.upstream
-	folder=bench/results/$$($(python) -m bench.device) && mkdir -p $$folder && \
-	$(python) -m pytest bench --benchmark-json=$$folder/bench.json && echo "Wrote $$folder/bench.json"
+	$(python) -m bench
+
+bench-growth: $(VENV)/.installed $(VENV)/.upstream
+	$(python) -m bench.growth
+
+bench-compare: $(VENV)/.installed $(VENV)/.upstream
+	$(python) -m bench.compare --base $(BASE) --threshold $(THRESHOLD) --only '$(ONLY)' --plant-slowdown $(PLANT)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -1,36 +1,36 @@
-"""Projections without bias at mythos_1b's widths, few rows: against a streaming read and torch's linear."""
+"""Projections without bias at mythos_1b's widths: against a streaming read and torch's linear."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bench.timing import streaming_read
+from bench.ceilings import best_linear, streaming_read
+from bench.race import Case
+from bench.shapes import random_weights
+from bench.timing import sets_beyond_cache
 from openmythos import ops, reference
-from openmythos.memory import prefer_huge_pages
+from openmythos.roofline import cost
 
 
-@pytest.mark.parametrize("out", [2048, 4096, 32000])
-@pytest.mark.parametrize("rows", [1, 8, 32, 128])
+@pytest.mark.parametrize("out", [2048, 32000])
+@pytest.mark.parametrize("rows", [1, 8, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.no_grad()
-def bench_linear(rows, out, dtype, race, check):
+def bench_linear(rows, out, dtype, race, smoke, device):
     """The weights rotate through more than the last cache holds, as a model's layers do."""
-    width = 2048
-    copies = max(1, 300 * 2**20 // (out * width * dtype.itemsize))
-    shape = (out, width)
-    weights = [prefer_huge_pages(torch.empty(shape, dtype=dtype)).normal_() for _ in range(min(copies, 32))]
-    x = torch.randn(rows, width, dtype=dtype)
-    error = check(ops.linear(x, weights[0]), reference.linear(x, weights[0]))
-
-    def ours() -> None:
-        for weight in weights:
-            ops.linear(x, weight)
-
-    def torch_linear() -> None:
-        for weight in weights:
-            reference.linear(x, weight)
-
-    total = len(weights) * out * width
-    ceiling = streaming_read(weights)
-    race(ours, {"torch": torch_linear}, 7, ceiling, error=error, bytes=ceiling.nbytes, flops=2 * rows * total)
+    width, out = (96, out // 64) if smoke else (2048, out)
+    weight = {"dtype": dtype, "device": device, "scale": width**-0.5}
+    sets = sets_beyond_cache(out * width * dtype.itemsize)
+    x = torch.randn(rows, width, device=device).to(dtype)
+    inputs = [(x, random_weights(out, width, **weight)) for _ in range(sets)]
+    case = Case(
+        ours=ops.linear,
+        inputs=inputs,
+        expected=reference.linear(*inputs[0]),
+        cost=cost.linear(rows, width, out, dtype.itemsize),
+        peers={"torch": reference.linear},
+        stream=lambda index: streaming_read([inputs[index][1]]),
+        products=best_linear(rows, width, dtype, device) if rows > 8 else (),
+    )
+    race(case)

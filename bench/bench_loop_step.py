@@ -1,46 +1,121 @@
-"""The loop step at mythos_1b's width, in place: useful bytes against a copy of as many."""
+"""The loop step at every variant's width, in place and under gradients: useful bytes against a copy of as many."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bench.timing import streaming_copy
-from openmythos import ops, use_backend
+from bench.ceilings import streaming_copy
+from bench.peers import upstream
+from bench.peers.compiled import compiled
+from bench.race import Case
+from bench.shapes import ALL, config, need
+from bench.timing import sets_beyond_cache
+from openmythos import ops, reference, use_backend
+from openmythos.config import MythosConfig
 from openmythos.ops.loop_step import LoopParams
+from openmythos.roofline import cost
 
-DIM, RANK, LOOPS = 2048, 8, 16
+T, EPS, THRESHOLD = 3, 1e-6, 0.99
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
-@pytest.mark.parametrize("rows", [1, 128, 4096])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@torch.no_grad()
-def bench_loop_step(rows, dtype, race, check):
-    """Four reads and three writes of a row, each at its own dtype; h_out is float32."""
-    torch.manual_seed(0)
-    h, e, block_out = (torch.randn(rows, DIM, dtype=dtype) for _ in range(3))
-    h_out, cum_p = torch.zeros(rows, DIM), torch.zeros(rows)
+def _params(cfg: MythosConfig, device: torch.device) -> LoopParams:
+    dim, rank = cfg.dim, cfg.lora_rank
     params = LoopParams(
-        torch.full((DIM,), 0.37),
-        torch.full((DIM,), 0.1),
-        torch.randn(RANK, DIM) * DIM**-0.5,
-        torch.randn(LOOPS, RANK),
-        torch.randn(RANK, DIM) * 0.02,
-        torch.randn(DIM) * DIM**-0.5,
+        torch.full((dim,), 0.37),
+        torch.full((dim,), 0.1),
+        torch.randn(rank, dim) * dim**-0.5,
+        torch.randn(cfg.max_loop_iters, rank),
+        torch.randn(rank, dim) * 0.02,
+        torch.randn(dim) * dim**-0.5,
         torch.full((1,), -2.0),
-        torch.ones(DIM),
+        torch.ones(dim),
     )
-    step = {"threshold": 0.99, "loop_dim": DIM // 8}
-    with use_backend("reference"):
-        expected = ops.loop_step(h, e, block_out, h_out, cum_p, params, 3, **step)[3]
-    x_next = torch.empty_like(e)
-    ops.loop_step_(h.clone(), e, block_out, h_out.clone(), cum_p.clone(), params, 3, x_next=x_next, **step)
-    error = check(x_next, expected)
+    return LoopParams(*(part.to(device) for part in params))
 
-    def ours() -> None:
-        ops.loop_step_(h, e, block_out, h_out, cum_p, params, 3, x_next=x_next, **step)
 
-    nbytes = rows * DIM * (5 * dtype.itemsize + 2 * 4)
-    spare = torch.empty_like(h_out)
-    ceiling = streaming_copy([(e, x_next), (block_out, x_next), (h_out, spare)])
-    race(ours, {}, 31, ceiling, error=error, bytes=nbytes)
+def _inputs(
+    rows: int, dim: int, dtype: torch.dtype, device: torch.device, sets: int
+) -> list[tuple[torch.Tensor, ...]]:
+    def one() -> tuple[torch.Tensor, ...]:
+        state = [torch.randn(rows, dim, device=device).to(dtype) for _ in range(3)]
+        return *state, torch.zeros(rows, dim, device=device), torch.zeros(rows, device=device)
+
+    return [one() for _ in range(sets)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "rows"), [("1b", 1), ("1b", 128), ("1b", 4096), *((variant, 512) for variant in ALL[1:])]
+)
+@each_dtype
+@torch.no_grad()
+def bench_loop_step(variant, rows, dtype, race, smoke, device):
+    """Four reads and three writes of a row, each at its own dtype; h_out is float32."""
+    cfg = config(variant, smoke)
+    counted = cost.loop_step(rows, cfg.dim, cfg.lora_rank, dtype.itemsize)
+    sets = sets_beyond_cache(counted.bytes)
+    need(2 * sets * counted.activations, device)
+    params, inputs = _params(cfg, device), _inputs(rows, cfg.dim, dtype, device, sets)
+    step = {"threshold": THRESHOLD, "loop_dim": cfg.loop_dim}
+    x_next = torch.empty_like(inputs[0][1])
+
+    def ours(h, e, block_out, h_out, cum_p):
+        # starting each call from zero keeps every row running
+        cum_p.zero_()
+        ops.loop_step_(h, e, block_out, h_out, cum_p, params, T, x_next=x_next, **step)
+        return x_next
+
+    def plain(h, e, block_out, h_out, cum_p):
+        return reference.loop_step(h, e, block_out, h_out, cum_p, *params, T, THRESHOLD, EPS, cfg.loop_dim)[3]
+
+    spare = torch.empty_like(inputs[0][3])
+    case = Case(
+        ours=ours,
+        inputs=inputs,
+        expected=plain(*inputs[0]),
+        in_place=True,
+        cost=counted,
+        peers={
+            # upstream's modules want one dtype, float32
+            "upstream": upstream.loop_step(params, T, THRESHOLD, cfg.loop_dim)
+            if dtype == torch.float32
+            else "float32 only",
+            "compiled reference": compiled(plain, device, smoke) if variant == "1b" else "1b only",
+        },
+        stream=lambda index: streaming_copy(
+            [(inputs[index][1], x_next), (inputs[index][2], x_next), (inputs[index][3], spare)]
+        ),
+    )
+    race(case)
+
+
+@pytest.mark.parametrize("rows", [512])
+@each_dtype
+def bench_loop_step_training(rows, dtype, race, smoke, device):
+    """Forward and backward for every input and parameter; the reference under autograd beside it."""
+    cfg = config("1b", smoke)
+    params = LoopParams(*(part.requires_grad_() for part in _params(cfg, device)))
+    inputs = _inputs(rows, cfg.dim, dtype, device, 4)
+    inputs = [tuple(part.requires_grad_() for part in one) for one in inputs]
+
+    def train(*args):
+        step = {"threshold": THRESHOLD, "loop_dim": cfg.loop_dim}
+        outputs = ops.loop_step(*args, params, T, **step)
+        return torch.autograd.grad(
+            outputs[0].float().sum() + outputs[1].sum() + outputs[3].float().square().sum(), args[2]
+        )
+
+    def plain(*args):
+        with use_backend("reference"):
+            return train(*args)
+
+    forward = cost.loop_step(rows, cfg.dim, cfg.lora_rank, dtype.itemsize)
+    case = Case(
+        ours=train,
+        inputs=inputs,
+        expected=plain(*inputs[0])[0],
+        cost=forward + cost.loop_step_backward(rows, cfg.dim, cfg.lora_rank, dtype.itemsize),
+        peers={"reference": plain},
+    )
+    race(case)

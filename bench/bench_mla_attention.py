@@ -1,49 +1,144 @@
-"""Latent attention at mythos_1b's shapes: decode over a growing cache, prefill, against torch's own attention."""
+"""Latent attention at every variant's shapes: decode over a long cache, prefill, the layer with its projections."""
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-import torch.nn.functional as F
 
-from openmythos import ops, use_backend
+from bench.ceilings import best_linear, streaming_read
+from bench.peers import attention, packages, upstream
+from bench.peers.compiled import compiled
+from bench.race import Case
+from bench.shapes import ALL, config
+from bench.timing import sets_beyond_cache
+from openmythos import KVCache, nn, ops, reference, use_backend
+from openmythos.nn.mask import CausalMask
+from openmythos.roofline import cost
+from openmythos.roofline.model import attention as layer_cost
+from openmythos.roofline.model import heads_of
 
-HEADS, LATENT, ROPE, NOPE, VALUE = 16, 256, 32, 64, 64
-SCALE = (NOPE + ROPE) ** -0.5
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
-def _inputs(new: int, total: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    torch.manual_seed(0)
-    rows = torch.randn(1, total, LATENT + ROPE, dtype=dtype)
-    weight = torch.randn(HEADS, NOPE + VALUE, LATENT, dtype=dtype) * LATENT**-0.5
-    q_nope = torch.randn(1, new, HEADS, NOPE, dtype=dtype)
-    q_rope = torch.randn(1, new, HEADS, ROPE, dtype=dtype)
-    return q_nope, q_rope, rows[..., :LATENT], rows[..., LATENT:], weight[:, :NOPE], weight[:, NOPE:]
+def _inputs(
+    heads: cost.Heads, new: int, total: int, dtype: torch.dtype, device: torch.device, sets: int
+) -> list[tuple]:
+    """Queries and cache rows by set; the projections, which a loop reads again and again, are shared."""
+    weight = torch.randn(heads.heads, heads.nope + heads.value, heads.latent, device=device) * heads.latent**-0.5
+    w_uk, w_uv = weight.to(dtype).split((heads.nope, heads.value), dim=1)
+
+    def one() -> tuple[torch.Tensor, ...]:
+        rows = torch.randn(1, total, heads.latent + heads.rope, device=device).to(dtype)
+        q_nope = torch.randn(1, new, heads.heads, heads.nope, device=device).to(dtype)
+        q_rope = torch.randn(1, new, heads.heads, heads.rope, device=device).to(dtype)
+        return q_nope, q_rope, rows[..., : heads.latent], rows[..., heads.latent :], w_uk, w_uv
+
+    return [one() for _ in range(sets)]
 
 
-def _expanded(q_nope, q_rope, latent, k_rope, w_uk, w_uv) -> torch.Tensor:
-    """What upstream does: rebuild keys and values of every head, then torch's attention."""
-    new, total = q_nope.shape[1], latent.shape[1]
-    keys = torch.einsum("bsc,hnc->bhsn", latent, w_uk)
-    keys = torch.cat((keys, k_rope[:, None].expand(-1, HEADS, -1, -1)), dim=-1)
-    values = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
-    queries = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
-    out = F.scaled_dot_product_attention(queries, keys, values, is_causal=new == total and new > 1, scale=SCALE)
-    return out.transpose(1, 2)
+def _scale(heads: cost.Heads) -> float:
+    return (heads.nope + heads.rope) ** -0.5
 
 
 @pytest.mark.parametrize(
-    ("new", "total"), [(1, 512), (1, 4096), (128, 128), (1024, 1024)], ids=lambda value: str(value)
+    ("variant", "keys"), [("1b", 512), ("1b", 4096), *((variant, 4096) for variant in ALL[1:])], ids=str
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@each_dtype
 @torch.no_grad()
-def bench_mla_attention(new, total, dtype, race, check):
-    """From queries and latent to heads, both projections included."""
-    inputs = _inputs(new, total, dtype)
+def bench_decode(variant, keys, dtype, race, smoke, device):
+    """One query over the cache, from queries and latent to heads, both projections included."""
+    heads = heads_of(config(variant, smoke))
+    keys = 40 if smoke else keys
+    counted = cost.mla_attention(1, 1, keys, heads, dtype.itemsize, absorbed=True)
+    inputs = _inputs(heads, 1, keys, dtype, device, sets_beyond_cache(counted.cache))
+    scale = _scale(heads)
+    with_flex = variant == "1b" and keys > 512
+    case = Case(
+        ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
+        inputs=inputs,
+        expected=reference.mla_attention(*inputs[0], scale, True, form="absorbed")[0],
+        cost=counted,
+        peers={
+            "rebuilt, SDPA": attention.expanded(scale) if variant in ("1b", "10b") else "1b and 10b only",
+            "absorbed matmuls": attention.matmuls(scale),
+            "FlexAttention": attention.flex(scale, device, smoke, absorbed=True)
+            if with_flex
+            else "1b, 4096 keys only",
+            **packages.mla_decode(scale, heads, device),
+        },
+        stream=lambda index: streaming_read([inputs[index][2]._base]),
+        tokens=1,
+    )
+    race(case)
+
+
+@pytest.mark.parametrize(("variant", "new"), [("1b", 128), ("1b", 1024), ("3b", 512), ("10b", 512)], ids=str)
+@each_dtype
+@torch.no_grad()
+def bench_prefill(variant, new, dtype, race, smoke, device):
+    """A fresh causal prefill; useful FLOPs: the causal half, and the decompression."""
+    heads = heads_of(config(variant, smoke))
+    new = 24 if smoke else new
+    inputs, scale = _inputs(heads, new, new, dtype, device, 2), _scale(heads)
+    with_flex = variant == "1b" and new > 128
+
+    def plain(*args):
+        return reference.mla_attention(*args, scale, True)[0]
+
+    case = Case(
+        ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
+        inputs=inputs,
+        expected=plain(*inputs[0]),
+        cost=cost.mla_attention(1, new, new, heads, dtype.itemsize, absorbed=False),
+        peers={
+            "rebuilt, SDPA": attention.expanded(scale),
+            "compiled reference": compiled(plain, device, smoke) if with_flex else "1b, 1024 tokens only",
+            "FlexAttention": attention.flex(scale, device, smoke, absorbed=False)
+            if with_flex
+            else "1b, 1024 tokens only",
+        },
+        products=best_linear(new, 2048, dtype, device, outs=(4096,)),
+        tokens=new,
+        rounds=9,
+    )
+    race(case)
+
+
+@pytest.mark.parametrize("new", [1, 128])
+@torch.no_grad()
+def bench_layer(new, race, smoke, device):
+    """The attention layer of mythos_1b with its projections, after 512 cached tokens or fresh; float32."""
+    cfg = config("1b", smoke)
+    past = 0 if new > 1 else 7 if smoke else 512
+    new = min(new, 5) if smoke else new
+    layer = nn.MLAttention(cfg).to(device)
+    theirs = upstream.attention(cfg, layer.state_dict())
+    prefix, x = torch.randn(1, past + new, cfg.dim, device=device).split((past, new), dim=1)
+    freqs = nn.precompute_rope_freqs(cfg.qk_rope_head_dim, past + new).to(device)
+    mask = CausalMask(new, device, x.dtype) if new > 1 else None
+    cache, kept = KVCache(cfg.max_seq_len), {}
+    if past:
+        layer(prefix, freqs[:past], None, cache, "layer")
+
+    def ours(x):
+        cache.truncate(past)
+        return layer(x, freqs[past:], mask, cache, "layer")
+
+    def run_theirs(x):
+        copied = {key: dict(entry) for key, entry in kept.items()}
+        return theirs(x, freqs[past:], mask if mask is None else mask.tensor(), copied, "layer")
+
+    if past and not isinstance(theirs, str):
+        theirs(prefix, freqs[:past], None, kept, "layer")
     with use_backend("reference"):
-        expected = ops.mla_attention(*inputs, scale=SCALE, causal=True)
-    error = check(ops.mla_attention(*inputs, scale=SCALE, causal=True), expected)
-    ours = functools.partial(ops.mla_attention, *inputs, scale=SCALE, causal=True)
-    race(ours, {"expanded": lambda: _expanded(*inputs)}, error=error)
+        expected = ours(x)
+    race(
+        Case(
+            ours=ours,
+            inputs=[(x,)],
+            expected=expected,
+            cost=layer_cost(cfg, 1, new, past + new, x.dtype.itemsize),
+            peers={"upstream": theirs if isinstance(theirs, str) else run_theirs},
+            tokens=new,
+        )
+    )

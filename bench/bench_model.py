@@ -1,51 +1,185 @@
-"""mythos_1b whole: prefill of 128 tokens and decode at 16 loops, in float32 and bfloat16, per-token bytes read."""
+"""mythos_1b whole: prefill of 128 tokens, a decoded token, generation and a training step, beside upstream."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import openmythos
-from bench.timing import streaming_read
-from openmythos import KVCache
+from bench.ceilings import best_linear, streaming_read
+from bench.peers import upstream
+from bench.race import Case
+from bench.shapes import config, need
+from openmythos import KVCache, use_backend
+from openmythos.roofline import Cost
+from openmythos.roofline import model as counts
+from openmythos.roofline.cost import total
 
 TOKENS, LOOPS = 128, 16
+GENERATED, GENERATE_LOOPS = 16, 8
+TRAIN_TOKENS, TRAIN_LOOPS = 64, 4
+# errors of a whole model add up over layers and loops
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.int64: 0.0}
+DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def model(request):
+@pytest.fixture(scope="module")
+def float32(smoke, device):
+    """Our model in float32, and upstream's on the same weights."""
+    cfg = config("1b", smoke)
+    need(4 * counts.parameters(cfg), device)
     torch.manual_seed(0)
-    return openmythos.OpenMythos(openmythos.mythos_1b()).to(request.param)
+    ours = openmythos.OpenMythos(cfg).to(device).eval()
+    return ours, upstream.model(cfg, ours.state_dict(), device)
 
 
-def decode_bytes(model: openmythos.OpenMythos, loops: int) -> int:
-    """Weight bytes that one token reads: everything dense once, the loop's active weights once a loop."""
-    cfg, ffn = model.cfg, model.recurrent.block.ffn
-    routed = ffn.gate_up.nbytes + ffn.down.nbytes
-    looped = sum(part.nbytes for part in model.recurrent.parameters()) - routed
-    looped += routed * cfg.n_experts_per_tok // cfg.n_experts
-    once = sum(part.nbytes for part in model.parameters()) - sum(part.nbytes for part in model.recurrent.parameters())
-    return once + loops * looped
+@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+def models(request, float32, device):
+    """(ours in one dtype, upstream in float32)."""
+    ours, theirs = float32
+    if request.param == torch.bfloat16:
+        need(2 * counts.parameters(ours.cfg), device)
+        ours = openmythos.accelerate(ours, dtype=torch.bfloat16, copy=True, progress=False).eval()
+    return ours, theirs
+
+
+def _sizes(smoke: bool) -> tuple[int, int]:
+    return (12, 3) if smoke else (TOKENS, LOOPS)
+
+
+def _reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    with use_backend("reference"):
+        return call()
+
+
+def _cost(parts: dict[str, Cost]) -> Cost:
+    return total(list(parts.values()))
 
 
 @torch.no_grad()
-def bench_decode(model, race):
-    """One token after a prompt of 128."""
-    ids = torch.randint(0, model.cfg.vocab_size, (1, TOKENS + 1))
-    cache = KVCache(model.cfg.max_seq_len)
-    model(ids[:, :TOKENS], n_loops=LOOPS, kv_cache=cache, last_token_only=True)
+def bench_decode(models, race, smoke, device):
+    """One token after a prompt of 128, at 16 loops."""
+    ours, theirs = models
+    tokens, loops = _sizes(smoke)
+    cfg, item = ours.cfg, ours.embed.weight.dtype.itemsize
+    ids = torch.randint(0, cfg.vocab_size, (1, tokens + 1), device=device)
+    prompt, token = ids[:, :tokens], ids[:, tokens:]
+    cache = KVCache(cfg.max_seq_len)
+    ours(prompt, n_loops=loops, kv_cache=cache, last_token_only=True)
 
-    def ours() -> None:
-        cache.truncate(TOKENS)
-        model(ids[:, TOKENS:], n_loops=LOOPS, kv_cache=cache, start_pos=TOKENS)
+    def decode(token):
+        cache.truncate(tokens)
+        return ours(token, n_loops=loops, kv_cache=cache, start_pos=tokens)
 
-    ffn, topk = model.recurrent.block.ffn, model.cfg.n_experts_per_tok
-    one_loop = [*ffn.shared_experts.parameters(), ffn.gate_up[:topk], ffn.down[:topk]]
-    race(ours, {}, 9, streaming_read(one_loop), bytes=decode_bytes(model, LOOPS))
+    peers = {"upstream float32": theirs}
+    if not isinstance(theirs, str):
+        kept: dict[str, dict] = {}
+        theirs(prompt, n_loops=loops, kv_cache=kept)
+
+        def their_decode(token):
+            copied = {key: dict(entry) for key, entry in kept.items()}
+            return theirs(token, n_loops=loops, kv_cache=copied, start_pos=tokens)
+
+        peers = {"upstream float32": their_decode}
+    ffn, topk = ours.recurrent.block.ffn, cfg.n_experts_per_tok
+    race(
+        Case(
+            ours=decode,
+            inputs=[(token,)],
+            expected=_reference(lambda: decode(token)),
+            cost=_cost(counts.decode(cfg, 1, tokens, loops, item)),
+            peers=peers,
+            stream=streaming_read([*ffn.shared_experts.parameters(), ffn.gate_up[:topk], ffn.down[:topk]]),
+            tokens=1,
+            rounds=11,
+            allowed=ALLOWED,
+        )
+    )
 
 
 @torch.no_grad()
-def bench_prefill(model, race):
-    """Logits of 128 tokens, 0.68 TFLOP."""
-    ids = torch.randint(0, model.cfg.vocab_size, (1, TOKENS))
-    race(lambda: model(ids, n_loops=LOOPS, kv_cache=KVCache()), {}, rounds=3)
+def bench_prefill(models, race, smoke, device):
+    """Logits of 128 tokens at 16 loops, into a cache: without one both models leave the loop early."""
+    ours, theirs = models
+    tokens, loops = _sizes(smoke)
+    cfg, weight = ours.cfg, ours.embed.weight
+    ids = torch.randint(0, cfg.vocab_size, (1, tokens), device=device)
+
+    def prefill(ids):
+        return ours(ids, n_loops=loops, kv_cache=KVCache(cfg.max_seq_len))
+
+    race(
+        Case(
+            ours=prefill,
+            inputs=[(ids,)],
+            expected=_reference(lambda: prefill(ids)),
+            cost=_cost(counts.forward(cfg, 1, tokens, 0, loops, weight.dtype.itemsize, last_token_only=False)),
+            peers={
+                "upstream float32": theirs
+                if isinstance(theirs, str)
+                else lambda ids: theirs(ids, n_loops=loops, kv_cache={})
+            },
+            products=best_linear(tokens, cfg.dim, weight.dtype, device),
+            tokens=tokens,
+            allowed=ALLOWED,
+        )
+    )
+
+
+@torch.no_grad()
+def bench_generate(float32, race, smoke, device):
+    """16 tokens after a prompt of 32 at 8 loops, greedy, float32."""
+    ours, theirs = float32
+    new, loops, length = (4, 2, 6) if smoke else (GENERATED, GENERATE_LOOPS, 32)
+    ids = torch.randint(0, ours.cfg.vocab_size, (1, length), device=device)
+    greedy = {"max_new_tokens": new, "n_loops": loops, "top_k": 1}
+    parts = [_cost(counts.forward(ours.cfg, 1, length, 0, loops, 4))]
+    parts += [_cost(counts.decode(ours.cfg, 1, length + step, loops, 4)) for step in range(new - 1)]
+    race(
+        Case(
+            ours=lambda ids: ours.generate(ids, **greedy),
+            inputs=[(ids,)],
+            expected=_reference(lambda: ours.generate(ids, **greedy)),
+            cost=total(parts),
+            peers={"upstream": theirs if isinstance(theirs, str) else lambda ids: theirs.generate(ids, **greedy)},
+            tokens=new,
+            allowed=ALLOWED,
+        )
+    )
+
+
+def bench_train_step(float32, race, smoke, device):
+    """Forward and backward of 64 tokens at 4 loops, float32, without the optimiser."""
+    ours, theirs = float32
+    tokens, loops = (10, 2) if smoke else (TRAIN_TOKENS, TRAIN_LOOPS)
+    need(2 * 4 * counts.parameters(ours.cfg), device)
+    ids = torch.randint(0, ours.cfg.vocab_size, (1, tokens + 1), device=device)
+
+    def step(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        model.requires_grad_(True)
+        probe = model.recurrent.block.attn_norm.weight
+
+        def train(ids: torch.Tensor) -> torch.Tensor:
+            logits = model(ids[:, :-1], n_loops=loops)
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:]).backward()
+            gradient = probe.grad
+            model.zero_grad(set_to_none=True)
+            return gradient
+
+        return train
+
+    train = step(ours)
+    race(
+        Case(
+            ours=train,
+            inputs=[(ids,)],
+            expected=_reference(lambda: train(ids)),
+            cost=_cost(counts.train_step(ours.cfg, 1, tokens, loops, 4)),
+            peers={"upstream": theirs if isinstance(theirs, str) else step(theirs)},
+            products=best_linear(tokens, ours.cfg.dim, torch.float32, device),
+            tokens=tokens,
+            allowed=ALLOWED,
+        )
+    )

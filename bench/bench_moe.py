@@ -1,77 +1,122 @@
-"""Mixture of experts at mythos_1b's shapes: a decoded token against a streaming read, a prefill against F.linear."""
+"""Mixture of experts: a decoded token against a streaming read, a prefill against F.linear, and training."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 
-from bench.timing import Stream, best_linear, streaming_read
+from bench.ceilings import best_linear, streaming_read
+from bench.peers import experts, packages
+from bench.race import Case
+from bench.shapes import config, need, random_weights
 from openmythos import ops, use_backend
-from openmythos.memory import prefer_huge_pages
+from openmythos.config import MythosConfig
+from openmythos.roofline import cost
+from openmythos.roofline.model import experts_of
 
-DIM, HIDDEN, EXPERTS, TOPK, SHARED = 2048, 2048, 64, 4, 2
 DTYPES = [torch.float32, torch.bfloat16]
+# float32 of 3b is 10.9 GB: its bfloat16 tells the same
+LAYERS = [("1b", torch.float32), ("1b", torch.bfloat16), ("3b", torch.bfloat16), ("10b", torch.bfloat16)]
 
 
 class Layer:
-    """Weights of mythos_1b's routed and shared experts."""
+    """Router, routed and shared experts of one variant."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        torch.manual_seed(0)
-        scale = DIM**-0.5
-
-        def weight(*shape: int) -> torch.Tensor:
-            return prefer_huge_pages(torch.empty(shape, dtype=dtype)).normal_(std=scale)
-
-        self.router = weight(EXPERTS, DIM)
-        self.bias = torch.zeros(EXPERTS)
-        self.gate_up = weight(EXPERTS, 2, HIDDEN, DIM)
-        self.down = weight(EXPERTS, DIM, HIDDEN)
-        wide = HIDDEN * TOPK
+    def __init__(self, cfg: MythosConfig, dtype: torch.dtype, device: torch.device) -> None:
+        dim, hidden, wide = cfg.dim, cfg.expert_dim, cfg.expert_dim * cfg.n_experts_per_tok
+        like = {"dtype": dtype, "device": device}
+        self.cfg, self.dtype = cfg, dtype
+        self.router = random_weights(cfg.n_experts, dim, scale=dim**-0.5, **like)
+        self.bias = torch.zeros(cfg.n_experts, device=device)
+        self.gate_up = random_weights(cfg.n_experts, 2, hidden, dim, scale=dim**-0.5, **like)
+        self.down = random_weights(cfg.n_experts, dim, hidden, scale=hidden**-0.5, **like)
         self.shared = [
-            tuple(weight(*shape) for shape in ((wide, DIM), (wide, DIM), (DIM, wide))) for _ in range(SHARED)
+            (
+                random_weights(wide, dim, scale=dim**-0.5, **like),
+                random_weights(wide, dim, scale=dim**-0.5, **like),
+                random_weights(dim, wide, scale=wide**-0.5, **like),
+            )
+            for _ in range(cfg.n_shared_experts)
         ]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.moe(x, self.router, self.bias, TOPK, self.gate_up, self.down, self.shared)
+        return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, self.gate_up, self.down, self.shared)
+
+    def reference(self, x: torch.Tensor) -> torch.Tensor:
+        """The same by the reference."""
+        with use_backend("reference"):
+            return self(x)
+
+    def chosen(self, x: torch.Tensor) -> list[int]:
+        """The experts that rows take."""
+        ids, _, _ = ops.moe_route(ops.linear(x, self.router), self.bias, self.cfg.n_experts_per_tok)
+        return sorted(set(ids.flatten().tolist()))
+
+    def peers(self) -> dict:
+        """Every other way to compute the layer."""
+        weights = (self.cfg, self.router, self.gate_up, self.down, self.shared)
+        return {
+            "upstream": experts.upstream(*weights),
+            "upstream, sorted rows": experts.sorted_rows(*weights),
+            "grouped_mm": experts.grouped_mm(*weights),
+            "compiled reference": "the reference's loop over experts breaks the graph",
+            **packages.moe(*weights),
+        }
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
-def layer(request):
-    return Layer(request.param)
+@pytest.fixture(scope="module", params=LAYERS, ids=lambda pair: f"{pair[0]}-{str(pair[1]).removeprefix('torch.')}")
+def layer(request, smoke, device):
+    variant, dtype = request.param
+    cfg = config(variant, smoke)
+    sizes = experts_of(cfg)
+    need((sizes.experts + sizes.topk * sizes.shared) * sizes.one * dtype.itemsize, device)
+    torch.manual_seed(0)
+    return Layer(cfg, dtype, device)
 
 
-def _checked(layer: Layer, x: torch.Tensor, check) -> float:
-    with use_backend("reference"):
-        expected = layer(x)
-    return check(layer(x), expected)
+def _tokens(layer: Layer, rows: int, sets: int, device: torch.device) -> list[tuple[torch.Tensor]]:
+    return [(torch.randn(rows, layer.cfg.dim, device=device).to(layer.dtype),) for _ in range(sets)]
 
 
 @torch.no_grad()
-def bench_decode(layer, race, check):
-    """One token: 302 MB of active weights in bfloat16, other experts each round."""
-    dtype = layer.down.dtype
-    tokens = [torch.randn(1, DIM, dtype=dtype) for _ in range(16)]
-    error = _checked(layer, tokens[0], check)
-    active = TOPK * (1 + SHARED) * 3 * DIM * HIDDEN * dtype.itemsize
+def bench_decode(layer, race, device):
+    """One token, other experts each round: the weights that it takes are read once."""
+    inputs = _tokens(layer, 1, 16, device)
     shared = [matrix for expert in layer.shared for matrix in expert]
-    streams = []
-    for token in tokens:
-        chosen = ops.moe_route(ops.linear(token, layer.router), layer.bias, TOPK)[0][0].tolist()
-        streams.append(streaming_read([*shared, *(stack[e] for e in chosen for stack in (layer.gate_up, layer.down))]))
-    turn, stream_turn = itertools.cycle(tokens), itertools.cycle(streams)
-    stream = Stream(lambda: next(stream_turn).call(), active)
-    race(lambda: layer(next(turn)), {}, ceiling=stream, error=error, bytes=active)
+
+    def stream(index: int):
+        taken = layer.chosen(inputs[index][0])
+        return streaming_read([*shared, *(stack[e] for e in taken for stack in (layer.gate_up, layer.down))])
+
+    race(
+        Case(
+            ours=layer,
+            inputs=inputs,
+            expected=layer.reference(inputs[0][0]),
+            cost=cost.moe(1, experts_of(layer.cfg), layer.dtype.itemsize, hit=layer.cfg.n_experts_per_tok),
+            peers=layer.peers(),
+            stream=stream,
+            tokens=1,
+        )
+    )
 
 
 @pytest.mark.parametrize("rows", [128, 512])
 @torch.no_grad()
-def bench_prefill(layer, rows, race, check):
+def bench_prefill(layer, rows, race, smoke, device):
     """Useful FLOPs of routing, routed and shared experts over the best linear at as many rows."""
-    dtype = layer.down.dtype
-    x = torch.randn(rows, DIM, dtype=dtype)
-    error = _checked(layer, x, check)
-    flops = 6 * rows * DIM * HIDDEN * TOPK * (1 + SHARED) + 2 * rows * DIM * EXPERTS
-    race(lambda: layer(x), {}, 9, linears=best_linear(rows, DIM, dtype), error=error, flops=flops)
+    rows = 12 if smoke else rows
+    inputs = _tokens(layer, rows, 2, device)
+    hit = len(layer.chosen(inputs[0][0]))
+    race(
+        Case(
+            ours=layer,
+            inputs=inputs,
+            expected=layer.reference(inputs[0][0]),
+            cost=cost.moe(rows, experts_of(layer.cfg), layer.dtype.itemsize, hit=hit),
+            peers=layer.peers(),
+            products=best_linear(rows, layer.cfg.dim, layer.dtype, device),
+            tokens=rows,
+            rounds=9,
+        )
+    )

@@ -1,23 +1,27 @@
-"""What every benchmark shares: the machine's description, and the refusal to time a wrong answer."""
+"""What every benchmark shares: device, smoke mode, the race of a case, the machine's description in the JSON."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from bench.device import device_name
-from bench.timing import Rounds, Stream
+from bench.race import Case, run
 from openmythos.backends.library import cpu_isa
-
-# relative Frobenius error against the reference in the same dtype; a wrong answer is far above it
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
+from openmythos.roofline import device_name
 
 _rows = pytest.StashKey[list[str]]()
 _STATS = ("min", "max", "mean", "stddev", "rounds", "median", "iqr", "q1", "q3", "iterations")
+# pytest-benchmark's own rounds, wall time: enough to see that they agree with ours
+_OWN_ROUNDS = 3
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The switch that plants a regression, to see that bench-compare catches it."""
+    parser.addoption("--plant-slowdown", type=float, default=1.0, help="make our calls take so many times as long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +42,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
     output_json["commit_info"] = {"id": output_json["commit_info"].get("id")}
     for entry in output_json["benchmarks"]:
         entry["stats"] = {name: entry["stats"][name] for name in _STATS}
-        entry.pop("options", None)
+        for name in ("options", "params", "param", "group"):
+            entry.pop(name, None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -49,55 +54,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(row)
 
 
+@pytest.fixture(scope="session")
+def smoke(request: pytest.FixtureRequest) -> bool:
+    """Whether this run only checks, on tiny shapes: --benchmark-disable."""
+    return request.config.getoption("benchmark_disable")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
-def check() -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """Relative Frobenius error of a result; fails the benchmark before it is timed when it is too large."""
+def race(benchmark: Any, request: pytest.FixtureRequest, smoke: bool) -> Callable[[Case], None]:
+    """Check and time a case; wall time of ours by pytest-benchmark, all else in its extra_info."""
 
-    def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-        error = ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
-        assert error <= ALLOWED[actual.dtype], f"relative error {error:.2e}: the result is wrong, nothing is timed"
-        return error
-
-    return relative_error
-
-
-@pytest.fixture
-def race(benchmark, request: pytest.FixtureRequest) -> Callable[..., Rounds]:
-    """Time `ours` beside its ceiling and peers, in turn; medians and ratios go into the report."""
-
-    def run(
-        ours: Callable[[], object],
-        peers: dict[str, Callable[[], object]],
-        rounds: int = 15,
-        ceiling: Stream | None = None,
-        linears: dict[int, tuple[int, Callable[[], object]]] | None = None,
-        **info: float,
-    ) -> Rounds:
+    def go(case: Case) -> None:
+        info, line = run(case, smoke, request.config.getoption("--plant-slowdown"))
         benchmark.extra_info.update(info)
-        limits = {"stream": ceiling.call} if ceiling else {}
-        limits |= {f"linear_{out}": call for out, (_, call) in (linears or {}).items()}
-        if benchmark.disabled:
-            benchmark(ours)
-            return Rounds({"ours": ours, **peers, **limits}, rounds=1, warmup=0)
-        result = Rounds({"ours": ours, **peers, **limits}, rounds)
-        for name in result.times:
-            benchmark.extra_info[f"{name}_ms"] = result.median(name) * 1e3
-        for name in peers:
-            benchmark.extra_info[f"speedup_over_{name}"] = result.speedup("ours", name)
-        ratios = [f"{result.speedup('ours', name):.2f}x {name}" for name in peers]
-        if ceiling:
-            fraction = result.speedup("ours", "stream") * info["bytes"] / ceiling.nbytes
-            benchmark.extra_info["fraction_of_stream"] = fraction
-            benchmark.extra_info["stream_gbps"] = ceiling.nbytes / result.median("stream") / 1e9
-            ratios.append(f"{fraction:.1%} of a stream")
-        if linears:
-            best = max(flops / result.median(f"linear_{out}") for out, (flops, _) in linears.items())
-            fraction = info["flops"] / result.median("ours") / best
-            benchmark.extra_info["fraction_of_linear"] = fraction
-            ratios.append(f"{fraction:.1%} of the best linear, {best / 1e9:.0f} GFLOP/s")
-        benchmark.pedantic(ours, rounds=max(rounds // 3, 3), iterations=1)
+        if smoke:
+            benchmark(case.ours, *case.inputs[0])
+            return
+        benchmark.pedantic(case.ours, args=case.inputs[0], rounds=_OWN_ROUNDS, iterations=1)
         name = request.node.nodeid.removeprefix("bench/bench_").replace(".py::bench_", " ")
-        request.config.stash[_rows].append(f"{name}: {result.median('ours') * 1e3:.3f} ms, {', '.join(ratios)}")
-        return result
+        request.config.stash[_rows].append(f"{name}: {line}")
 
-    return run
+    return go

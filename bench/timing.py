@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+
+# A sample shorter than this is repeated within one reading of the clock.
+SAMPLE_SECONDS = 2e-3
+# Where the system does not tell.
+ASSUMED_CACHE = 64 * 2**20
+# Contenders slower than this are timed once a round, and in fewer rounds.
+PATIENCE_SECONDS = 1.0
 
 
 def synchronise() -> None:
     """Wait for the accelerator, where there is one, so that a clock reading covers its work."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -26,63 +35,123 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class Rounds:
-    """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios."""
+def device_seconds(function: Callable[[], object]) -> float:
+    """Time on the device between two events around one call, without the host's way there."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
-    def __init__(self, contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> None:
-        for function in contenders.values():
-            for _ in range(warmup):
-                function()
+
+class Spread(NamedTuple):
+    """Median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of a few values."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+class Contender:
+    """A function over rotating sets of inputs: one sample is `repeats` calls, each on the next set.
+
+    On a GPU the repeats are captured into one graph where the function allows it, so that short kernels are timed
+    without the host's gaps between them.
+    """
+
+    def __init__(self, function: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> None:
+        self._function = function
+        self._sets = itertools.cycle(inputs)
+        once = seconds(self.call)
+        if once < PATIENCE_SECONDS:
+            once = min(once, seconds(self.call))
+        self.repeats = max(1, math.ceil(SAMPLE_SECONDS / once)) if once < SAMPLE_SECONDS else 1
+        self.slow = once > PATIENCE_SECONDS
+        self._graph = self._capture() if torch.cuda.is_available() else None
+        self.how = "graph" if self._graph else "events" if torch.cuda.is_available() else "wall"
+
+    def call(self) -> object:
+        """One call on the next set of inputs."""
+        return self._function(*next(self._sets))
+
+    def _sample(self) -> None:
+        for _ in range(self.repeats):
+            self.call()
+
+    def _capture(self) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._sample()
+        except RuntimeError:
+            # it synchronises with the host or allocates outside the pool: only an eager call can be timed
+            return None
+        return graph
+
+    def wall(self) -> float:
+        """Seconds of wall time a call."""
+        return seconds(self._sample) / self.repeats
+
+    def device(self) -> float | None:
+        """Seconds on the device a call, by graph or by events; None on the CPU."""
+        if not torch.cuda.is_available():
+            return None
+        return device_seconds(self._graph.replay if self._graph else self._sample) / self.repeats
+
+
+class Rounds:
+    """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios.
+
+    The order within a round rotates. `device_times` are those of the same rounds, empty on the CPU.
+    """
+
+    def __init__(
+        self, contenders: dict[str, Contender], rounds: int, patience: Callable[[int], int] = lambda rounds: rounds
+    ) -> None:
+        if any(contender.slow for contender in contenders.values()):
+            rounds = patience(rounds)
         self.times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, function in contenders.items():
-                self.times[name].append(seconds(function))
+        self.device_times: dict[str, list[float]] = {name: [] for name in contenders}
+        names = list(contenders)
+        for turn in range(rounds):
+            shift = turn % len(names)
+            for name in (*names[shift:], *names[:shift]):
+                self.times[name].append(contenders[name].wall())
+                device = contenders[name].device()
+                if device is not None:
+                    self.device_times[name].append(device)
+
+    def best_times(self, name: str) -> list[float]:
+        """Device times where there are some, else wall times."""
+        return self.device_times[name] or self.times[name]
 
     def median(self, name: str) -> float:
         """Median seconds of one contender."""
-        return statistics.median(self.times[name])
+        return statistics.median(self.best_times(name))
 
-    def speedup(self, name: str, over: str) -> float:
-        """How many times faster `name` is than `over`."""
-        pairs = zip(self.times[over], self.times[name], strict=True)
-        return statistics.median(slow / fast for slow, fast in pairs)
-
-
-class Stream(NamedTuple):
-    """A call that only moves bytes, and how many: a ceiling."""
-
-    call: Callable[[], object]
-    nbytes: int
+    def speedup(self, name: str, over: str) -> Spread:
+        """How many times faster `name` is than `over`: spread of the rounds' ratios."""
+        pairs = zip(self.best_times(over), self.best_times(name), strict=True)
+        return spread([slow / fast for slow, fast in pairs])
 
 
-def streaming_read(tensors: Sequence[torch.Tensor]) -> Stream:
-    """Read the very tensors that a contender streams, so that both go through the same pages and memory."""
-    views = [tensor.detach().reshape(-1).view(torch.float32) for tensor in tensors]
-
-    def read() -> None:
-        for view in views:
-            view.sum()
-
-    return Stream(read, sum(view.nbytes for view in views))
+def last_cache_bytes() -> int:
+    """Size of the last cache level that rotating inputs have to be larger than."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).L2_cache_size
+    caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    return int(caches[-1].read_text().strip().removesuffix("K")) * 1024 if caches else ASSUMED_CACHE
 
 
-def streaming_copy(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Stream:
-    """Copy the first of each pair to the second: reads and writes count."""
-
-    def copy() -> None:
-        for source, target in pairs:
-            target.copy_(source)
-
-    return Stream(copy, sum(source.nbytes + target.nbytes for source, target in pairs))
-
-
-def best_linear(
-    rows: int, width: int, dtype: torch.dtype, outs: tuple[int, ...] = (4096, 8192, 16384, 24576)
-) -> dict[int, tuple[int, Callable[[], object]]]:
-    """{output width: (FLOPs, call)} of torch's linear at `rows`: the best is the ceiling of what multiplies."""
-    x = torch.randn(rows, width, dtype=dtype)
-    calls = {}
-    for out in outs:
-        weight = torch.randn(out, width, dtype=dtype)
-        calls[out] = (2 * rows * width * out, functools.partial(torch.nn.functional.linear, x, weight))
-    return calls
+def sets_beyond_cache(nbytes: int, most: int = 64) -> int:
+    """How many sets of inputs of this size to rotate, so that none is still in the last cache when its turn comes."""
+    return max(2, min(most, math.ceil(2 * last_cache_bytes() / max(nbytes, 1))))

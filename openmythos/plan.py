@@ -181,7 +181,7 @@ def size(count: float, unit: str = "B") -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    return f"{_rate(value)} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def _rate(value: float) -> str:

@@ -58,7 +58,7 @@ def rms_norm(rows: int, dim: int, item: int, *, add: bool = False) -> Cost:
 
 
 def loop_step(rows: int, dim: int, rank: int, item: int) -> Cost:
-    """Reads h, e, block_out and h_out, writes h, h_out and the next input: h_out is float32, the others have `item`."""
+    """Reads h, e, block_out, h_out and writes h, h_out, the next input: h_out is float32, the others have `item`."""
     moved = rows * dim * (5 * item + 2 * FLOAT32)
     return Cost((2 * rank + 4) * dim * FLOAT32, 0, moved, rows * dim * (4 * rank + 16))
 
@@ -133,7 +133,7 @@ class Experts:
 
 
 def moe(rows: int, sizes: Experts, item: int, *, hit: float | None = None) -> Cost:
-    """Routing, routed and shared experts of `rows` rows; `hit` experts are read, those of uniform routing unless given."""
+    """Routing, routed and shared experts; `hit` experts are read, those that uniform routing hits unless given."""
     hit = distinct_experts(rows, sizes.experts, sizes.topk) if hit is None else hit
     router = sizes.dim * sizes.experts
     return Cost(

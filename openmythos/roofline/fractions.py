@@ -1,4 +1,4 @@
-"""Measured fractions of the floor, by device: what the benchmarks found, kept with the package for `openmythos plan`."""
+"""Fractions of the floor that the benchmarks measured, by device: kept with the package for `openmythos plan`."""
 
 from __future__ import annotations
 

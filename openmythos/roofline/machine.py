@@ -37,7 +37,9 @@ class Machine:
             ValueError: when nobody gave or measured one.
         """
         if dtype not in self.flops:
-            raise ValueError(f"dtype={dtype!r}: {self.name} has rates for {', '.join(self.flops)}; give one by --flops")
+            raise ValueError(
+                f"dtype={dtype!r}: {self.name} has rates for {', '.join(self.flops)}; give one by --flops"
+            )
         return self.flops[dtype]
 
     def floor(self, cost: Cost, dtype: str) -> float:
@@ -94,7 +96,9 @@ def measure_cpu(say: Callable[[str], None] = lambda _text: None) -> Machine:
         say(f"measuring a matrix product in {name}")
         x = torch.randn(LINEAR_ROWS, LINEAR_WIDTH).to(dtype)
         weight = torch.randn(4 * LINEAR_WIDTH, LINEAR_WIDTH).to(dtype)
-        flops[name] = 2 * x.shape[0] * weight.numel() / _best_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
+        flops[name] = (
+            2 * x.shape[0] * weight.numel() / _best_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
+        )
     # without bfloat16 instructions the fastest way is to widen to float32
     flops["bfloat16"] = max(flops.values())
     return Machine(cpu_name(), bandwidth, flops, memory, f"measured now, {torch.get_num_threads()} threads")

@@ -1,0 +1,58 @@
+"""The norm with its residual addition at every variant's width: against a copy, torch's and the compiled reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.ceilings import streaming_copy
+from bench.peers.compiled import compiled
+from bench.race import Case
+from bench.shapes import ALL, config
+from bench.timing import sets_beyond_cache
+from openmythos import ops, reference
+from openmythos.roofline import cost
+
+EPS = 1e-6
+
+
+def _torch(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + residual
+    return F.rms_norm(total.float(), total.shape[-1:], weight, eps).to(x.dtype), total
+
+
+@pytest.mark.parametrize("rows", [1, 2048])
+@pytest.mark.parametrize("variant", ALL)
+@torch.no_grad()
+def bench_rms_norm_add(variant, rows, race, smoke, device):
+    """bfloat16 rows in and out; two reads and two writes of a row."""
+    dim, dtype = config(variant, smoke).dim, torch.bfloat16
+    counted = cost.rms_norm(rows, dim, dtype.itemsize, add=True)
+    weight = torch.rand(dim, device=device) + 0.5
+    inputs = [
+        (*(torch.randn(rows, dim, device=device).to(dtype) for _ in range(2)), weight, EPS)
+        for _ in range(sets_beyond_cache(counted.bytes))
+    ]
+
+    def ours(x, residual, weight, eps):
+        return ops.rms_norm_add(x, residual, weight, eps, dtype=dtype)
+
+    def plain(x, residual, weight, eps):
+        return reference.rms_norm_add(x, residual, weight, eps, dtype)
+
+    spare = torch.empty_like(inputs[0][0])
+    case = Case(
+        ours=ours,
+        inputs=inputs,
+        expected=plain(*inputs[0])[0],
+        cost=counted,
+        peers={
+            "torch": _torch,
+            "compiled reference": compiled(plain, device, smoke) if variant == "1b" else "1b only",
+        },
+        stream=lambda index: streaming_copy([(inputs[index][0], spare), (inputs[index][1], spare)]),
+    )
+    race(case)

@@ -1,0 +1,167 @@
+"""Compare benchmarks: two recorded runs, or this tree with another revision, built and run in turn.
+
+    python -m bench.compare old.json new.json
+    python -m bench.compare --base HEAD~3 [--threshold 10] [--only bench_moe.py] [--plant-slowdown 1.15]
+
+A case is compared by its time over what the same rounds measured for the machine (a stream, a matrix product), where
+it has such a ceiling, so that a machine that changes its speed between runs does not count; else by its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.report import load, milliseconds, short
+
+ROOT = Path(__file__).resolve().parent.parent
+THRESHOLD_PERCENT = 10.0
+# base, head, head, base: a drift of the machine hits both alike
+ORDER = ("base", "head", "head", "base")
+
+
+class Change(NamedTuple):
+    """One case: what it costs in both, in multiples of its floor or in ms, and how many times as long head takes."""
+
+    name: str
+    base: float
+    head: float
+    ratio: float
+    measure: str
+
+
+def cost(info: dict[str, Any]) -> tuple[float, str]:
+    """What a case is compared by: its time over its floor in the same rounds, or milliseconds."""
+    if info.get("fraction_of_floor"):
+        return 1 / info["fraction_of_floor"], "x floor"
+    return milliseconds(info), "ms"
+
+
+def costs(runs: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
+    """The median cost of each case over several runs of one revision."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for recorded in runs:
+        for entry in recorded["benchmarks"]:
+            found.setdefault(short(entry), []).append(cost(entry["extra_info"]))
+    return {name: (statistics.median(value for value, _ in pairs), pairs[0][1]) for name, pairs in found.items()}
+
+
+def changes(base: list[dict[str, Any]], head: list[dict[str, Any]]) -> tuple[list[Change], list[str]]:
+    """The cases that both have, the slowest change first, and the names of those that only one has."""
+    old, new = costs(base), costs(head)
+    both = [name for name in old if name in new and old[name][1] == new[name][1]]
+    found = [Change(name, old[name][0], new[name][0], new[name][0] / old[name][0], new[name][1]) for name in both]
+    return sorted(found, key=lambda change: -change.ratio), sorted(old.keys() ^ new.keys())
+
+
+def slower(found: list[Change], threshold: float) -> list[Change]:
+    """Cases that take more than `threshold` percent longer."""
+    return [change for change in found if change.ratio > 1 + threshold / 100]
+
+
+def show(found: list[Change], alone: list[str], threshold: float) -> int:
+    """Print the table; the exit status: 1 when a case is slower than the threshold allows."""
+    table = Table()
+    for column in ("case", "base", "head", "head takes"):
+        table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
+    for change in found:
+        style = "red" if change.ratio > 1 + threshold / 100 else "green" if change.ratio < 1 - threshold / 100 else ""
+        cells = (f"{change.base:.3g} {change.measure}", f"{change.head:.3g} {change.measure}", f"{change.ratio:.3f}x")
+        table.add_row(change.name, *cells, style=style)
+    console = Console(highlight=False)
+    console.print(table)
+    if alone:
+        console.print(f"Only one side has: {', '.join(alone)}")
+    bad = slower(found, threshold)
+    if not found:
+        console.print("Nothing to compare.")
+        return 1
+    console.print(f"{len(bad)} of {len(found)} cases take more than {threshold:g}% longer.")
+    return 1 if bad else 0
+
+
+def _run(tree: Path, only: str, out: Path, slowdown: float) -> dict[str, Any]:
+    """Run the benchmarks of this tree against the package in `tree`."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"bench/{only}",
+        f"--benchmark-json={out}",
+    ]
+    command += [f"--plant-slowdown={slowdown}"] if slowdown != 1 else []
+    result = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, check=False)
+    if not out.exists():
+        raise SystemExit(f"the benchmarks did not run in {tree} (exit status {result.returncode})")
+    return load(out)
+
+
+def _build(tree: Path) -> None:
+    """Compile the native library of a tree in place."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{tree} does not build:\n{result.stderr[-2000:]}")
+
+
+def against(base: str, only: str, slowdown: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Runs of `base` and of this tree: base in a worktree of its own, built there, with this tree's benchmarks."""
+    runs: dict[str, list[dict[str, Any]]] = {"base": [], "head": []}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "base"
+        result = subprocess.run(
+            ["git", "worktree", "add", "--detach", str(tree), base],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise SystemExit(f"--base {base}: {result.stderr.strip()}")
+        try:
+            print(f"Building {base}", flush=True)
+            _build(tree)
+            shutil.rmtree(tree / "bench")
+            shutil.copytree(ROOT / "bench", tree / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
+            for turn, side in enumerate(ORDER):
+                print(f"Run {turn + 1} of {len(ORDER)}: {side}", flush=True)
+                where, planted = (tree, 1.0) if side == "base" else (ROOT, slowdown)
+                runs[side].append(_run(where, only, Path(folder) / f"{turn}.json", planted))
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=False)
+    return runs["base"], runs["head"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare and print; 1 when a case became slower than the threshold allows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="two recorded runs, old and new")
+    parser.add_argument("--base", help="the revision to compare this tree with")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD_PERCENT, help="percent (default: 10)")
+    parser.add_argument("--only", default="", help="one bench file (default: all)")
+    parser.add_argument("--plant-slowdown", type=float, default=1.0, help="slow this tree down, to see it caught")
+    args = parser.parse_args(argv)
+    if (args.base is None and len(args.files) != 2) or (args.base is not None and args.files):
+        parser.error("give two recorded runs, or --base")
+    if args.base is None:
+        base, head = ([load(file)] for file in args.files)
+    else:
+        base, head = against(args.base, args.only, args.plant_slowdown)
+    return show(*changes(base, head), args.threshold)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A report of recorded benchmarks: Markdown tables and bars against the floor. `python -m bench.report FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from openmythos.roofline.fractions import FILE, PHASES
+
+# what stands for a case in the README and in the check of repeatability
+HEADLINES = ("bench_model.py", "bench_moe.py")
+
+
+def load(file: Path) -> dict[str, Any]:
+    """A recorded run.
+
+    Raises:
+        SystemExit: with a sentence, when there is none or it is not one.
+    """
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SystemExit(f"{file}: {error.strerror}; `make bench` writes it") from error
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"{file}: not JSON ({error})") from error
+    if "benchmarks" not in recorded:
+        raise SystemExit(f"{file}: holds no benchmarks")
+    return recorded
+
+
+def short(entry: dict[str, Any]) -> str:
+    """ "moe decode[1b-bfloat16]" of "bench/bench_moe.py::bench_decode[1b-bfloat16]"."""
+    return entry["fullname"].split("bench_", 1)[1].replace(".py::bench_", " ")
+
+
+def milliseconds(info: dict[str, Any]) -> float:
+    """Device time where there is one, else wall time."""
+    return info.get("device_ms", info["wall_ms"])
+
+
+def groups(entries: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Entries by bench file."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        found.setdefault(short(entry).split(" ")[0], []).append(entry)
+    return found
+
+
+def _cell(info: dict[str, Any], name: str, scale: float = 1, form: str = "{:.3g}") -> str:
+    return form.format(info[name] * scale) if info.get(name) is not None else ""
+
+
+def _case_row(entry: dict[str, Any]) -> str:
+    info = entry["extra_info"]
+    cells = [
+        short(entry).split(" ", 1)[1],
+        f"{milliseconds(info):.3g}",
+        f"{info['spread']:.1%}",
+        _cell(info, "gb_per_s"),
+        _cell(info, "tflop_per_s", 1e3),
+        _cell(info, "fraction_of_stream", form="{:.1%}"),
+        _cell(info, "fraction_of_product", form="{:.1%}"),
+        _cell(info, "tokens_per_s"),
+        _cell(info, "peak_bytes", 1e-6),
+        f"{info['error']:.1e}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _peer_rows(entries: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for entry in entries:
+        for name, peer in entry["extra_info"]["peers"].items():
+            if "ratio" in peer:
+                ratio = f"{peer['ratio']:.2f}x ({peer['low']:.2f} to {peer['high']:.2f})"
+                rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | {ratio} | |")
+            else:
+                rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | | {peer['unavailable']} |")
+    return rows
+
+
+def markdown(recorded: dict[str, Any]) -> str:
+    """The report of one run."""
+    machine = recorded["machine_info"]
+    lines = [
+        f"# {machine['device']}",
+        "",
+        f"torch {machine['torch']}, Python {machine['python']}, {machine['threads']} threads, CPU kernels for "
+        f"{machine['isa']}; commit {str(recorded['commit_info']['id'])[:12]}.",
+        "",
+        "Times are medians of interleaved rounds, spread the distance of the quartiles. Bytes and FLOPs are the "
+        "useful ones. Stream and product: what the same rounds measured for moving bytes, and for the best matrix "
+        "product. Reproduce with `make bench`.",
+        "",
+        "![bars against the floor](report.png)",
+    ]
+    for name, entries in groups(recorded["benchmarks"]).items():
+        lines += ["", f"## {name}", ""]
+        lines.append(
+            "| case | ms | spread | GB/s | GFLOP/s | of a stream | of a product | tokens/s | peak MB | error |"
+        )
+        lines.append("| --- " + "| ---: " * 9 + "|")
+        lines += map(_case_row, entries)
+        peers = _peer_rows(entries)
+        if peers:
+            lines += [
+                "",
+                "| case | peer | times as fast (quartiles) | not here, because |",
+                "| --- | --- | --- | --- |",
+            ]
+            lines += peers
+    return "\n".join(lines) + "\n"
+
+
+def fractions(recorded: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """{phase: {dtype: fraction of the floor}} of the whole model."""
+    found: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+    for entry in recorded["benchmarks"]:
+        name, info = short(entry), entry["extra_info"]
+        for phase in PHASES:
+            for dtype in ("float32", "bfloat16"):
+                if name == f"model {phase}[{dtype}]" and "fraction_of_floor" in info:
+                    found[phase][dtype] = round(info["fraction_of_floor"], 3)
+    return {phase: rates for phase, rates in found.items() if rates}
+
+
+def remember(recorded: dict[str, Any]) -> None:
+    """Keep the whole model's fractions with the package, for `openmythos plan`."""
+    found = fractions(recorded)
+    if not found:
+        return
+    table = json.loads(FILE.read_text(encoding="utf-8")) | {recorded["machine_info"]["device"]: found}
+    FILE.write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write report.md and report.png beside bench.json."""
+    from bench.plots import bars
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where bench.json lies")
+    folder = parser.parse_args().folder
+    recorded = load(folder / "bench.json")
+    (folder / "report.md").write_text(markdown(recorded), encoding="utf-8")
+    bars(recorded, folder / "report.png")
+    remember(recorded)
+    print(f"Wrote {folder / 'report.md'} and report.png")
+
+
+if __name__ == "__main__":
+    main()
