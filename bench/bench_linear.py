@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.ceilings import best_linear, streaming_read
-from bench.race import Case
+from bench.ceilings import best_linear, streaming_read, with_products
+from bench.race import Case, truth
 from bench.shapes import random_weights
 from bench.timing import sets_beyond_cache
 from openmythos import ops, reference
@@ -27,9 +27,9 @@ def bench_linear(rows, out, dtype, race, smoke, device):
     case = Case(
         ours=ops.linear,
         inputs=inputs,
-        expected=reference.linear(*inputs[0]),
+        expected=truth(reference.linear, *inputs[0]),
         cost=cost.linear(rows, width, out, dtype.itemsize),
-        peers={"torch": reference.linear},
+        peers=with_products({"torch": reference.linear}, dtype, device),
         stream=lambda index: streaming_read([inputs[index][1]]),
         products=best_linear(rows, width, dtype, device) if rows > 8 else (),
     )

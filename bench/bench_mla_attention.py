@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.ceilings import best_linear, streaming_read
+from bench.ceilings import best_linear, streaming_read, with_products
 from bench.peers import attention, packages, upstream
 from bench.peers.compiled import compiled
-from bench.race import Case
+from bench.race import Case, truth
 from bench.shapes import ALL, config
 from bench.timing import sets_beyond_cache
 from openmythos import KVCache, nn, ops, reference, use_backend
@@ -52,20 +52,18 @@ def bench_decode(variant, keys, dtype, race, smoke, device):
     counted = cost.mla_attention(1, 1, keys, heads, dtype.itemsize, absorbed=True)
     inputs = _inputs(heads, 1, keys, dtype, device, sets_beyond_cache(counted.cache))
     scale = _scale(heads)
-    with_flex = variant == "1b" and keys > 512
+    peers = {
+        "rebuilt, SDPA": attention.expanded(scale) if variant == "1b" else "1b only",
+        "absorbed matmuls": attention.matmuls(scale),
+        "FlexAttention": attention.flex(scale, device, smoke, absorbed=True) if variant == "1b" else "1b only",
+        **packages.mla_decode(scale, heads, device),
+    }
     case = Case(
         ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
         inputs=inputs,
-        expected=reference.mla_attention(*inputs[0], scale, True, form="absorbed")[0],
+        expected=truth(lambda *args: reference.mla_attention(*args, scale, True, form="absorbed"), *inputs[0]),
         cost=counted,
-        peers={
-            "rebuilt, SDPA": attention.expanded(scale) if variant in ("1b", "10b") else "1b and 10b only",
-            "absorbed matmuls": attention.matmuls(scale),
-            "FlexAttention": attention.flex(scale, device, smoke, absorbed=True)
-            if with_flex
-            else "1b, 4096 keys only",
-            **packages.mla_decode(scale, heads, device),
-        },
+        peers=with_products(peers, dtype, device),
         stream=lambda index: streaming_read([inputs[index][2]._base]),
         tokens=1,
     )
@@ -80,26 +78,26 @@ def bench_prefill(variant, new, dtype, race, smoke, device):
     heads = heads_of(config(variant, smoke))
     new = 24 if smoke else new
     inputs, scale = _inputs(heads, new, new, dtype, device, 2), _scale(heads)
-    with_flex = variant == "1b" and new > 128
 
     def plain(*args):
         return reference.mla_attention(*args, scale, True)[0]
 
+    compile_it = variant == "1b" and new > 128
+    peers = {
+        "rebuilt, SDPA": attention.expanded(scale),
+        "compiled reference": compiled(plain, device, smoke) if compile_it else "1b, 1024 tokens only",
+        "FlexAttention": attention.flex(scale, device, smoke, absorbed=False)
+        if compile_it
+        else "1b, 1024 tokens only",
+    }
     case = Case(
         ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
         inputs=inputs,
-        expected=plain(*inputs[0]),
+        expected=truth(plain, *inputs[0]),
         cost=cost.mla_attention(1, new, new, heads, dtype.itemsize, absorbed=False),
-        peers={
-            "rebuilt, SDPA": attention.expanded(scale),
-            "compiled reference": compiled(plain, device, smoke) if with_flex else "1b, 1024 tokens only",
-            "FlexAttention": attention.flex(scale, device, smoke, absorbed=False)
-            if with_flex
-            else "1b, 1024 tokens only",
-        },
+        peers=with_products(peers, dtype, device),
         products=best_linear(new, 2048, dtype, device, outs=(4096,)),
         tokens=new,
-        rounds=9,
     )
     race(case)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.ceilings import best_linear, streaming_read
+from bench.ceilings import best_linear, streaming_read, with_products
 from bench.peers import experts, packages
 from bench.race import Case
 from bench.shapes import config, need, random_weights
-from openmythos import ops, use_backend
+from openmythos import ops, reference
 from openmythos.config import MythosConfig
 from openmythos.roofline import cost
 from openmythos.roofline.model import experts_of
@@ -42,26 +42,38 @@ class Layer:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, self.gate_up, self.down, self.shared)
 
-    def reference(self, x: torch.Tensor) -> torch.Tensor:
-        """The same by the reference."""
-        with use_backend("reference"):
-            return self(x)
+    def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, weights and counts: close logits may change places when they are rounded another way."""
+        return ops.moe_route(ops.linear(x, self.router), self.bias, self.cfg.n_experts_per_tok)
+
+    def truth(self, x: torch.Tensor) -> torch.Tensor:
+        """The reference's result in float32 for the chosen experts, widened one at a time."""
+        ids, weights, _ = self.route(x)
+        wide = x.float()
+        out = torch.zeros_like(wide)
+        for expert, rows, column in reference.group_by_expert(ids, self.cfg.n_experts):
+            one = torch.zeros(len(rows), 1, dtype=torch.int32, device=x.device)
+            stacks = (stack[expert : expert + 1].float() for stack in (self.gate_up, self.down))
+            out[rows] += reference.moe_experts(wide[rows], one, weights[rows, column, None], *stacks)
+        for expert in self.shared:
+            out += reference.swiglu(wide, *(matrix.float() for matrix in expert))
+        return out.to(x.dtype)
 
     def chosen(self, x: torch.Tensor) -> list[int]:
         """The experts that rows take."""
-        ids, _, _ = ops.moe_route(ops.linear(x, self.router), self.bias, self.cfg.n_experts_per_tok)
-        return sorted(set(ids.flatten().tolist()))
+        return sorted(set(self.route(x)[0].flatten().tolist()))
 
     def peers(self) -> dict:
         """Every other way to compute the layer."""
         weights = (self.cfg, self.router, self.gate_up, self.down, self.shared)
-        return {
+        peers = {
             "upstream": experts.upstream(*weights),
             "upstream, sorted rows": experts.sorted_rows(*weights),
             "grouped_mm": experts.grouped_mm(*weights),
             "compiled reference": "the reference's loop over experts breaks the graph",
             **packages.moe(*weights),
         }
+        return with_products(peers, self.dtype, self.router.device)
 
 
 @pytest.fixture(scope="module", params=LAYERS, ids=lambda pair: f"{pair[0]}-{str(pair[1]).removeprefix('torch.')}")
@@ -92,7 +104,7 @@ def bench_decode(layer, race, device):
         Case(
             ours=layer,
             inputs=inputs,
-            expected=layer.reference(inputs[0][0]),
+            expected=layer.truth(inputs[0][0]),
             cost=cost.moe(1, experts_of(layer.cfg), layer.dtype.itemsize, hit=layer.cfg.n_experts_per_tok),
             peers=layer.peers(),
             stream=stream,
@@ -112,11 +124,10 @@ def bench_prefill(layer, rows, race, smoke, device):
         Case(
             ours=layer,
             inputs=inputs,
-            expected=layer.reference(inputs[0][0]),
+            expected=layer.truth(inputs[0][0]),
             cost=cost.moe(rows, experts_of(layer.cfg), layer.dtype.itemsize, hit=hit),
             peers=layer.peers(),
             products=best_linear(rows, layer.cfg.dim, layer.dtype, device),
             tokens=rows,
-            rounds=9,
         )
     )

@@ -33,7 +33,8 @@ def load(file: Path) -> dict[str, Any]:
 
 def short(entry: dict[str, Any]) -> str:
     """ "moe decode[1b-bfloat16]" of "bench/bench_moe.py::bench_decode[1b-bfloat16]"."""
-    return entry["fullname"].split("bench_", 1)[1].replace(".py::bench_", " ")
+    file, case = entry["fullname"].split("bench_", 1)[1].split(".py::bench_")
+    return f"{file} {case}".replace(f"{file} {file}[", f"{file} [").replace(f"{file} {file}_", f"{file} ")
 
 
 def milliseconds(info: dict[str, Any]) -> float:
@@ -58,14 +59,14 @@ def _case_row(entry: dict[str, Any]) -> str:
     cells = [
         short(entry).split(" ", 1)[1],
         f"{milliseconds(info):.3g}",
-        f"{info['spread']:.1%}",
+        _cell(info, "spread", form="{:.1%}"),
         _cell(info, "gb_per_s"),
         _cell(info, "tflop_per_s", 1e3),
         _cell(info, "fraction_of_stream", form="{:.1%}"),
         _cell(info, "fraction_of_product", form="{:.1%}"),
         _cell(info, "tokens_per_s"),
         _cell(info, "peak_bytes", 1e-6),
-        f"{info['error']:.1e}",
+        _cell(info, "error", form="{:.1e}"),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -75,7 +76,8 @@ def _peer_rows(entries: list[dict[str, Any]]) -> list[str]:
     for entry in entries:
         for name, peer in entry["extra_info"]["peers"].items():
             if "ratio" in peer:
-                ratio = f"{peer['ratio']:.2f}x ({peer['low']:.2f} to {peer['high']:.2f})"
+                quartiles = f" ({peer['low']:.2f} to {peer['high']:.2f})" if "low" in peer else ""
+                ratio = f"{peer['ratio']:.2f}x{quartiles}"
                 rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | {ratio} | |")
             else:
                 rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | | {peer['unavailable']} |")

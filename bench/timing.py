@@ -16,8 +16,11 @@ import torch
 SAMPLE_SECONDS = 2e-3
 # Where the system does not tell.
 ASSUMED_CACHE = 64 * 2**20
-# Contenders slower than this are timed once a round, and in fewer rounds.
-PATIENCE_SECONDS = 1.0
+# A case gets as many rounds as fit into so much time, at most those that it asks for and at least the fewest.
+CASE_SECONDS = 6.0
+FEWEST_ROUNDS = 3
+# A call that takes longer is not warmed up twice.
+PATIENCE_SECONDS = 0.5
 
 
 def synchronise() -> None:
@@ -74,8 +77,8 @@ class Contender:
         once = seconds(self.call)
         if once < PATIENCE_SECONDS:
             once = min(once, seconds(self.call))
-        self.repeats = max(1, math.ceil(SAMPLE_SECONDS / once)) if once < SAMPLE_SECONDS else 1
-        self.slow = once > PATIENCE_SECONDS
+        self.repeats = max(1, math.ceil(SAMPLE_SECONDS / once))
+        self.sample_seconds = self.repeats * once
         self._graph = self._capture() if torch.cuda.is_available() else None
         self.how = "graph" if self._graph else "events" if torch.cuda.is_available() else "wall"
 
@@ -111,14 +114,12 @@ class Contender:
 class Rounds:
     """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios.
 
-    The order within a round rotates. `device_times` are those of the same rounds, empty on the CPU.
+    The order within a round rotates. At most `most` rounds, fewer where they would take too long. `device_times` are those of the same rounds, empty on the CPU.
     """
 
-    def __init__(
-        self, contenders: dict[str, Contender], rounds: int, patience: Callable[[int], int] = lambda rounds: rounds
-    ) -> None:
-        if any(contender.slow for contender in contenders.values()):
-            rounds = patience(rounds)
+    def __init__(self, contenders: dict[str, Contender], most: int) -> None:
+        fit = CASE_SECONDS / sum(contender.sample_seconds for contender in contenders.values())
+        rounds = min(most, max(FEWEST_ROUNDS, int(fit)))
         self.times: dict[str, list[float]] = {name: [] for name in contenders}
         self.device_times: dict[str, list[float]] = {name: [] for name in contenders}
         names = list(contenders)

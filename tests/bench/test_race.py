@@ -144,8 +144,9 @@ def test_rounds_rotate_their_order(clock: Clock) -> None:
 
 
 def test_slow_contenders_get_fewer_rounds(clock: Clock) -> None:
-    times = Rounds({"slow": Contender(clock.taking(1500), [()])}, 15, lambda rounds: max(3, rounds // 5))
-    assert len(times.times["slow"]) == 3
+    for milliseconds, rounds in ((10, 15), (1000, 6), (5000, 3)):
+        times = Rounds({"slow": Contender(clock.taking(milliseconds), [()])}, 15)
+        assert len(times.times["slow"]) == pytest.approx(rounds, abs=1)
 
 
 def test_spread_is_the_quartiles() -> None:
