@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from bench.race import Case, run
 from openmythos.backends.library import cpu_isa
-from openmythos.roofline import device_name
+from openmythos.roofline import device_name, measure
 
 _rows = pytest.StashKey[list[str]]()
 _STATS = ("min", "max", "mean", "stddev", "rounds", "median", "iqr", "q1", "q3", "iterations")
@@ -38,6 +39,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "isa": cpu_isa(),
+        "ceilings": dataclasses.asdict(measure()),
     }
     output_json["commit_info"] = {"id": output_json["commit_info"].get("id")}
     for entry in output_json["benchmarks"]:

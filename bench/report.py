@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.roofline import markdown as roofline
+from openmythos.roofline import Machine
 from openmythos.roofline.fractions import FILE, PHASES
 
 # what stands for a case in the README and in the check of repeatability
@@ -114,6 +116,10 @@ def markdown(recorded: dict[str, Any]) -> str:
                 "| --- | --- | --- | --- |",
             ]
             lines += peers
+    if "ceilings" in machine:
+        found = Machine(**machine["ceilings"])
+        lines += ["", "## What the machine allows", "", f"Ceilings {found.source}; `python -m bench.roofline` counts."]
+        lines += ["", roofline("mythos_1b", found, "bfloat16"), "", roofline("mythos_1b", found, "float32")]
     return "\n".join(lines) + "\n"
 
 

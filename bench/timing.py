@@ -114,7 +114,8 @@ class Contender:
 class Rounds:
     """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios.
 
-    The order within a round rotates. At most `most` rounds, fewer where they would take too long. `device_times` are those of the same rounds, empty on the CPU.
+    The order within a round rotates. At most `most` rounds, fewer where they would take too long. `device_times` are
+    those of the same rounds, empty on the CPU.
     """
 
     def __init__(self, contenders: dict[str, Contender], most: int) -> None:

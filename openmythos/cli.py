@@ -53,7 +53,7 @@ def _plan(commands: argparse._SubParsersAction) -> None:
 
     parser = commands.add_parser("plan", help="what fits on a machine, tokens a second at best, how many devices")
     parser.add_argument("variant", choices=[name.removeprefix("mythos_") for name in VARIANTS])
-    parser.add_argument("--device", default="cpu", help="h200, gfx1151, cpu (measured now) or a name of your own")
+    parser.add_argument("--device", default="here", help="h200, gfx1151, here (measured now) or a name of your own")
     parser.add_argument("--bandwidth", type=float, help="GB/s, instead of the device's")
     parser.add_argument("--flops", type=float, help="TFLOP/s in the dtype, instead of the device's")
     parser.add_argument("--memory", type=float, help="GB, instead of the device's")

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from openmythos.config import VARIANTS, MythosConfig
-from openmythos.roofline import MACHINES, Cost, Machine, device_name, measure_cpu, model
+from openmythos.roofline import MACHINES, Cost, Machine, device_name, measure, model
 from openmythos.roofline.cost import total
 from openmythos.roofline.fractions import measured_fraction
 from openmythos.roofline.layout import USABLE, Layout, layouts, training_devices
 
+HERE = "here"
 ITEM = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -82,14 +83,14 @@ def machine_for(
         if value is not None and not value > 0:
             raise PlanError(f"--{name} {value}: must be positive")
     given = None not in (bandwidth, flops, memory)
-    if device not in (*MACHINES, "cpu") and not given:
-        known = ", ".join((*MACHINES, "cpu"))
+    if device not in (*MACHINES, HERE) and not given:
+        known = ", ".join((*MACHINES, HERE))
         raise PlanError(f"--device {device}: known are {known}; any other needs --bandwidth, --flops and --memory")
     if given:
         return Machine(device, bandwidth * 1e9, {dtype: flops * 1e12}, memory * 1e9, "given"), device
-    if device == "cpu":
-        with Console(stderr=True).status("measuring this CPU") as status:
-            machine = measure_cpu(status.update)
+    if device == HERE:
+        with Console(stderr=True).status("measuring this machine") as status:
+            machine = measure(status.update)
     else:
         machine = MACHINES[device]
     changes: dict[str, object] = {}
@@ -101,7 +102,7 @@ def machine_for(
         changes["memory"] = memory * 1e9
     if changes:
         machine = dataclasses.replace(machine, **changes, source=f"{machine.source}; {', '.join(changes)} given")
-    return machine, device_name() if device == "cpu" else machine.name.lower().replace(" ", "-")
+    return machine, device_name() if device == HERE else machine.name.lower().replace(" ", "-")
 
 
 def _check(request: Request, cfg: MythosConfig) -> None:

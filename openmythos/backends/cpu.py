@@ -13,7 +13,8 @@ from openmythos.dispatch import register
 native = torch.ops.openmythos_native
 DTYPES = (torch.float32, torch.bfloat16)
 
-# Rows up to which the kernel beats oneDNN, measured at the model's widths (docs/performance.md); float32 has no limit.
+# Rows up to which the kernel beats oneDNN on a CPU with bfloat16 instructions, measured at the model's widths
+# (docs/performance.md); float32 has no limit.
 LINEAR_ROWS_BF16 = 48
 
 
@@ -45,9 +46,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _linear_supports(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     rows = x.numel() // max(x.shape[-1], 1)
-    if x.dtype == torch.bfloat16 and rows > LINEAR_ROWS_BF16:
+    reason = _one_dtype(x, weight)
+    # without bfloat16 instructions oneDNN converts element by element: a seventh of the kernel's speed with AVX2
+    if reason is None and x.dtype == torch.bfloat16 and rows > LINEAR_ROWS_BF16 and native.isa() == "avx512bf16":
         return f"{rows} rows of bfloat16: oneDNN is as fast or faster above {LINEAR_ROWS_BF16}"
-    return _one_dtype(x, weight)
+    return reason
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

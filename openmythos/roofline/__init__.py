@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from openmythos.roofline.cost import Cost
-from openmythos.roofline.machine import MACHINES, Machine, device_name, measure_cpu
+from openmythos.roofline.machine import MACHINES, Machine, device_name, measure
 
-__all__ = ["MACHINES", "Cost", "Machine", "device_name", "measure_cpu"]
+__all__ = ["MACHINES", "Cost", "Machine", "device_name", "measure"]

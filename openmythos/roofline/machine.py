@@ -65,7 +65,7 @@ MACHINES = {
 }
 
 
-def _best_seconds(function: Callable[[], object], rounds: int = 5) -> float:
+def _median_seconds(function: Callable[[], object], rounds: int = 5) -> float:
     function()
     times = []
     for _ in range(rounds):
@@ -84,11 +84,32 @@ def device_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-def measure_cpu(say: Callable[[str], None] = lambda _text: None) -> Machine:
+def _measure_gpu(say: Callable[[str], None]) -> Machine:
+    """The GPU's ceilings: a copy of 4 GB, and a matrix product of 8192 cubed."""
+    device = torch.device("cuda")
+    memory = float(torch.cuda.get_device_properties(device).total_memory)
+
+    def waiting(function: Callable[[], object]) -> Callable[[], object]:
+        return lambda: (function(), torch.cuda.synchronize())
+
+    say("measuring a copy")
+    source = torch.empty(2**31, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / _median_seconds(waiting(lambda: target.copy_(source)))
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        say(f"measuring a matrix product in {name}")
+        x, y = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
+        flops[name] = 2 * 8192**3 / _median_seconds(waiting(lambda x=x, y=y: x @ y))
+    return Machine(torch.cuda.get_device_name(), bandwidth, flops, memory, "measured now")
+
+
+def _measure_cpu(say: Callable[[str], None]) -> Machine:
     """This CPU's ceilings: a streaming read of 256 MB, and F.linear at 512 rows, in about three seconds."""
     say("measuring a streaming read")
     block = torch.ones(STREAM_BYTES // 4)
-    bandwidth = STREAM_BYTES / _best_seconds(block.sum)
+    bandwidth = STREAM_BYTES / _median_seconds(block.sum)
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     flops = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -97,8 +118,13 @@ def measure_cpu(say: Callable[[str], None] = lambda _text: None) -> Machine:
         x = torch.randn(LINEAR_ROWS, LINEAR_WIDTH).to(dtype)
         weight = torch.randn(4 * LINEAR_WIDTH, LINEAR_WIDTH).to(dtype)
         flops[name] = (
-            2 * x.shape[0] * weight.numel() / _best_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
+            2 * x.shape[0] * weight.numel() / _median_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
         )
     # without bfloat16 instructions the fastest way is to widen to float32
     flops["bfloat16"] = max(flops.values())
     return Machine(cpu_name(), bandwidth, flops, memory, f"measured now, {torch.get_num_threads()} threads")
+
+
+def measure(say: Callable[[str], None] = lambda _text: None) -> Machine:
+    """The ceilings of this machine's GPU, or of its CPU where it has none; a few seconds."""
+    return _measure_gpu(say) if torch.cuda.is_available() else _measure_cpu(say)

@@ -108,7 +108,7 @@ def test_tables_are_printed(variant: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        pytest.param(["--device", "tpu"], "--device tpu: known are h200, gfx1151, cpu", id="unknown device"),
+        pytest.param(["--device", "tpu"], "--device tpu: known are h200, gfx1151, here", id="unknown device"),
         pytest.param(["--bandwidth", "0"], "--bandwidth 0.0: must be positive", id="no bandwidth"),
         pytest.param(["--context", "5000"], "--context 5000: mythos_1b has at most 4096", id="context"),
         pytest.param(["--batch", "0"], "--batch 0: must be at least 1", id="batch"),
@@ -122,7 +122,7 @@ def test_bad_requests_are_sentences(arguments: list[str], named: str, capsys: py
     assert named in capsys.readouterr().err
 
 
-def test_this_cpu_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openmythos.roofline.machine.STREAM_BYTES", 2**20)
     monkeypatch.setattr("openmythos.roofline.machine.LINEAR_ROWS", 8)
     monkeypatch.setattr("openmythos.roofline.machine.LINEAR_WIDTH", 64)

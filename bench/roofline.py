@@ -1,0 +1,106 @@
+"""Bytes, FLOPs and floor of every op and of the whole model, by variant and machine.
+
+python -m bench.roofline --device h200
+python -m bench.roofline --device box --bandwidth 256 --flops 50 --memory 64
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+from openmythos.config import VARIANTS, MythosConfig
+from openmythos.plan import HERE, ITEM, PlanError, machine_for, size
+from openmythos.roofline import Cost, Machine, model
+from openmythos.roofline.cost import (
+    linear,
+    loop_step,
+    loop_step_backward,
+    mla_attention,
+    moe,
+    rms_norm,
+    total,
+)
+
+# rows of a training batch, keys of a long cache, tokens of a prompt
+ROWS, KEYS, PROMPT = 8192, 4096, 128
+
+
+class Row(NamedTuple):
+    """One line: what runs, its cost, the floor in seconds, and what bounds it."""
+
+    name: str
+    cost: Cost
+    floor: float
+    bound: str
+
+
+def costs(cfg: MythosConfig, item: int) -> dict[str, Cost]:
+    """Every op at a decoding and at a training size, and the whole model."""
+    heads, experts, loops = model.heads_of(cfg), model.experts_of(cfg), cfg.max_loop_iters
+    prefill = mla_attention(1, KEYS, KEYS, heads, item, absorbed=False)
+    return {
+        f"rms_norm with residual, {ROWS} rows": rms_norm(ROWS, cfg.dim, item, add=True),
+        f"loop_step, {ROWS} rows": loop_step(ROWS, cfg.dim, cfg.lora_rank, item),
+        f"loop_step backward, {ROWS} rows": loop_step_backward(ROWS, cfg.dim, cfg.lora_rank, item),
+        f"mla_attention, 1 query over {KEYS} keys": mla_attention(1, 1, KEYS, heads, item, absorbed=True),
+        f"mla_attention, prefill of {KEYS}": prefill,
+        "moe, 1 row": moe(1, experts, item),
+        f"moe, {ROWS} rows": moe(ROWS, experts, item),
+        "head, 1 row": linear(1, cfg.dim, cfg.vocab_size, item),
+        f"decoded token, {loops} loops, {KEYS} cached": total(
+            list(model.decode(cfg, 1, KEYS - 1, loops, item).values())
+        ),
+        f"prefill of {PROMPT}, {loops} loops": total(list(model.forward(cfg, 1, PROMPT, 0, loops, item).values())),
+        f"training step, 2 x {KEYS}, {loops} loops": total(list(model.train_step(cfg, 2, KEYS, loops, item).values())),
+    }
+
+
+def rows(cfg: MythosConfig, machine: Machine, dtype: str) -> list[Row]:
+    """`costs` with their floors on a machine."""
+    return [
+        Row(name, cost, machine.floor(cost, dtype), machine.bound(cost, dtype))
+        for name, cost in costs(cfg, ITEM[dtype]).items()
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a readable unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def markdown(variant: str, machine: Machine, dtype: str) -> str:
+    """The rows of one variant as a table."""
+    lines = [
+        f"### {variant}, {dtype}, {machine.name}: {machine.bandwidth / 1e9:,.0f} GB/s, "
+        f"{machine.rate(dtype) / 1e12:.3g} TFLOP/s",
+        "",
+        "| | bytes | FLOPs | floor | bound by |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, cost, floor, bound in rows(VARIANTS[variant](), machine, dtype):
+        lines.append(f"| {name} | {size(cost.bytes)} | {size(cost.flops, 'FLOP')} | {duration(floor)} | {bound} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables of all variants on one machine."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=HERE, help="h200, gfx1151, here (measured now) or a name of your own")
+    parser.add_argument("--dtype", choices=ITEM, default="bfloat16")
+    for name, unit in (("bandwidth", "GB/s"), ("flops", "TFLOP/s"), ("memory", "GB")):
+        parser.add_argument(f"--{name}", type=float, help=unit)
+    args = parser.parse_args()
+    try:
+        machine, _ = machine_for(args.device, args.bandwidth, args.flops, args.memory, args.dtype)
+        tables = [markdown(variant, machine, args.dtype) for variant in VARIANTS]
+    except (PlanError, ValueError) as error:
+        parser.error(str(error))
+    print("\n\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()
