@@ -19,8 +19,8 @@ ASSUMED_CACHE = 64 * 2**20
 # A case gets as many rounds as fit into so much time, at most those that it asks for and at least the fewest.
 CASE_SECONDS = 6.0
 FEWEST_ROUNDS = 3
-# A call that takes longer is not warmed up twice.
-PATIENCE_SECONDS = 0.5
+# A call that takes longer is not warmed up twice, and one that takes this much longer is timed once.
+PATIENCE_SECONDS, ONCE_SECONDS = 0.5, 5.0
 
 
 def synchronise() -> None:
@@ -79,6 +79,8 @@ class Contender:
             once = min(once, seconds(self.call))
         self.repeats = max(1, math.ceil(SAMPLE_SECONDS / once))
         self.sample_seconds = self.repeats * once
+        # so slow that its only timing is the one just made, right before the others' rounds
+        self.only = once if once > ONCE_SECONDS else None
         self._graph = self._capture() if torch.cuda.is_available() else None
         self.how = "graph" if self._graph else "events" if torch.cuda.is_available() else "wall"
 
@@ -114,16 +116,19 @@ class Contender:
 class Rounds:
     """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios.
 
-    The order within a round rotates. At most `most` rounds, fewer where they would take too long. `device_times` are
+    The order within a round rotates; who takes more than ONCE_SECONDS was timed once, before the rounds. At most `most` rounds, fewer where they would take too long. `device_times` are
     those of the same rounds, empty on the CPU.
     """
 
     def __init__(self, contenders: dict[str, Contender], most: int) -> None:
-        fit = CASE_SECONDS / sum(contender.sample_seconds for contender in contenders.values())
-        rounds = min(most, max(FEWEST_ROUNDS, int(fit)))
-        self.times: dict[str, list[float]] = {name: [] for name in contenders}
+        raced = {name: contender for name, contender in contenders.items() if contender.only is None}
+        once = sum(contender.sample_seconds for contender in raced.values())
+        rounds = min(most, max(FEWEST_ROUNDS, int(CASE_SECONDS / once))) if raced else 0
+        self.times: dict[str, list[float]] = {
+            name: [] if contender.only is None else [contender.only] for name, contender in contenders.items()
+        }
         self.device_times: dict[str, list[float]] = {name: [] for name in contenders}
-        names = list(contenders)
+        names = list(raced)
         for turn in range(rounds):
             shift = turn % len(names)
             for name in (*names[shift:], *names[:shift]):
@@ -141,8 +146,12 @@ class Rounds:
         return statistics.median(self.best_times(name))
 
     def speedup(self, name: str, over: str) -> Spread:
-        """How many times faster `name` is than `over`: spread of the rounds' ratios."""
-        pairs = zip(self.best_times(over), self.best_times(name), strict=True)
+        """How many times faster `name` is than `over`: spread of the rounds' ratios, of the first where one has one."""
+        mine, theirs = self.best_times(name), self.best_times(over)
+        # wall time against wall time where only one of both has device times
+        if bool(self.device_times[name]) != bool(self.device_times[over]):
+            mine, theirs = self.times[name], self.times[over]
+        pairs = zip(theirs, mine, strict=False)
         return spread([slow / fast for slow, fast in pairs])
 
 
