@@ -116,16 +116,17 @@ class Contender:
 class Rounds:
     """Times of several contenders, taken in turn; a ratio is the median of the rounds' own ratios.
 
-    The order within a round rotates; who takes more than ONCE_SECONDS was timed once, before the rounds. At most `most` rounds, fewer where they would take too long. `device_times` are
-    those of the same rounds, empty on the CPU.
+    The order within a round rotates. At most `most` rounds, fewer where they would take too long. Who takes more than
+    ONCE_SECONDS, and is not the first, was timed once before them. `device_times` are empty on the CPU.
     """
 
     def __init__(self, contenders: dict[str, Contender], most: int) -> None:
-        raced = {name: contender for name, contender in contenders.items() if contender.only is None}
+        first = next(iter(contenders))
+        raced = {name: one for name, one in contenders.items() if one.only is None or name == first}
         once = sum(contender.sample_seconds for contender in raced.values())
-        rounds = min(most, max(FEWEST_ROUNDS, int(CASE_SECONDS / once))) if raced else 0
+        rounds = min(most, max(FEWEST_ROUNDS, int(CASE_SECONDS / once)))
         self.times: dict[str, list[float]] = {
-            name: [] if contender.only is None else [contender.only] for name, contender in contenders.items()
+            name: [] if name in raced else [contender.only] for name, contender in contenders.items()
         }
         self.device_times: dict[str, list[float]] = {name: [] for name in contenders}
         names = list(raced)
@@ -146,7 +147,7 @@ class Rounds:
         return statistics.median(self.best_times(name))
 
     def speedup(self, name: str, over: str) -> Spread:
-        """How many times faster `name` is than `over`: spread of the rounds' ratios, of the first where one has one."""
+        """How many times faster `name` is than `over`: spread of the ratios of the rounds that both were in."""
         mine, theirs = self.best_times(name), self.best_times(over)
         # wall time against wall time where only one of both has device times
         if bool(self.device_times[name]) != bool(self.device_times[over]):

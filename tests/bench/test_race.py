@@ -144,9 +144,17 @@ def test_rounds_rotate_their_order(clock: Clock) -> None:
 
 
 def test_slow_contenders_get_fewer_rounds(clock: Clock) -> None:
-    for milliseconds, rounds in ((10, 15), (1000, 6), (3000, 3), (6000, 1)):
+    for milliseconds, rounds in ((10, 15), (1000, 6), (6000, 3)):
         times = Rounds({"slow": Contender(clock.taking(milliseconds), [()])}, 15)
         assert len(times.times["slow"]) == pytest.approx(rounds, abs=1)
+
+
+def test_a_peer_of_many_seconds_is_timed_once(clock: Clock) -> None:
+    peer = Contender(clock.taking(9000), [()])
+    times = Rounds({"ours": Contender(clock.taking(1000), [()]), "peer": peer}, 15)
+    assert len(times.times["peer"]) == 1
+    assert len(times.times["ours"]) >= 3
+    assert times.speedup("ours", "peer").median == pytest.approx(9, rel=1e-4)
 
 
 def test_spread_is_the_quartiles() -> None:
