@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from bench.ceilings import streaming_copy
 from bench.peers import upstream
 from bench.peers.compiled import compiled
 from bench.race import Case
-from bench.shapes import ALL, config, need
+from bench.shapes import ALL, config, name, need
 from bench.timing import sets_beyond_cache
 from openmythos import ops, reference, use_backend
 from openmythos.config import MythosConfig
@@ -46,9 +48,13 @@ def _inputs(
 
 
 @pytest.mark.parametrize(
-    ("variant", "rows"), [("1b", 1), ("1b", 128), ("1b", 4096), *((variant, 512) for variant in ALL[1:])]
+    ("variant", "rows", "dtype"),
+    [
+        *product(("1b",), (1, 128, 4096), (torch.float32, torch.bfloat16)),
+        *((variant, 512, torch.bfloat16) for variant in ALL[1:]),
+    ],
+    ids=name,
 )
-@each_dtype
 @torch.no_grad()
 def bench_loop_step(variant, rows, dtype, race, smoke, device):
     """Four reads and three writes of a row, each at its own dtype; h_out is float32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from bench.ceilings import best_linear, streaming_read, with_products
 from bench.peers import attention, packages, upstream
 from bench.peers.compiled import compiled
 from bench.race import Case, truth
-from bench.shapes import ALL, config
+from bench.shapes import ALL, config, name
 from bench.timing import sets_beyond_cache
 from openmythos import KVCache, nn, ops, reference, use_backend
 from openmythos.nn.mask import CausalMask
@@ -41,9 +43,13 @@ def _scale(heads: cost.Heads) -> float:
 
 
 @pytest.mark.parametrize(
-    ("variant", "keys"), [("1b", 512), ("1b", 4096), *((variant, 4096) for variant in ALL[1:])], ids=str
+    ("variant", "keys", "dtype"),
+    [
+        *product(("1b",), (512, 4096), (torch.float32, torch.bfloat16)),
+        *((variant, 4096, torch.bfloat16) for variant in ALL[1:]),
+    ],
+    ids=name,
 )
-@each_dtype
 @torch.no_grad()
 def bench_decode(variant, keys, dtype, race, smoke, device):
     """One query over the cache, from queries and latent to heads, both projections included."""
@@ -70,8 +76,14 @@ def bench_decode(variant, keys, dtype, race, smoke, device):
     race(case)
 
 
-@pytest.mark.parametrize(("variant", "new"), [("1b", 128), ("1b", 1024), ("3b", 512), ("10b", 512)], ids=str)
-@each_dtype
+@pytest.mark.parametrize(
+    ("variant", "new", "dtype"),
+    [
+        *product(("1b",), (128, 1024), (torch.float32, torch.bfloat16)),
+        *((variant, 512, torch.bfloat16) for variant in ("3b", "10b")),
+    ],
+    ids=name,
+)
 @torch.no_grad()
 def bench_prefill(variant, new, dtype, race, smoke, device):
     """A fresh causal prefill; useful FLOPs: the causal half, and the decompression."""

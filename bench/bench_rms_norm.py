@@ -24,8 +24,7 @@ def _torch(
     return F.rms_norm(total.float(), total.shape[-1:], weight, eps).to(x.dtype), total
 
 
-@pytest.mark.parametrize("rows", [1, 2048])
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize(("variant", "rows"), [("1b", 1), *((variant, 2048) for variant in ALL)], ids=str)
 @torch.no_grad()
 def bench_rms_norm_add(variant, rows, race, smoke, device):
     """bfloat16 rows in and out; two reads and two writes of a row."""

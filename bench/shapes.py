@@ -31,6 +31,11 @@ _SMOKE = {
 }
 
 
+def name(value: object) -> str:
+    """A parameter in a case's name."""
+    return str(value).removeprefix("torch.")
+
+
 def config(variant: str, smoke: bool) -> MythosConfig:
     """The config of "1b", "3b", ...; a tiny one of the same kind for a smoke run."""
     cfg = VARIANTS[f"mythos_{variant}"]()

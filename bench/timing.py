@@ -17,7 +17,7 @@ SAMPLE_SECONDS = 2e-3
 # Where the system does not tell.
 ASSUMED_CACHE = 64 * 2**20
 # A case gets as many rounds as fit into so much time, at most those that it asks for and at least the fewest.
-CASE_SECONDS = 6.0
+CASE_SECONDS = 3.0
 FEWEST_ROUNDS = 3
 # A call that takes longer is not warmed up twice, and one that takes this much longer is timed once.
 PATIENCE_SECONDS, ONCE_SECONDS = 0.5, 5.0
