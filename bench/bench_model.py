@@ -19,7 +19,7 @@ from openmythos.roofline.cost import total
 
 TOKENS, LOOPS = 128, 16
 GENERATED, GENERATE_LOOPS = 16, 8
-TRAIN_TOKENS, TRAIN_LOOPS = 64, 4
+TRAIN_TOKENS, TRAIN_LOOPS = 32, 2
 # errors of a whole model add up over layers and loops; 16-bit weights are held against the float32 model
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.int64: 0.0}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -159,7 +159,7 @@ def bench_generate(float32, race, smoke, device):
 
 
 def bench_train_step(float32, race, smoke, device):
-    """Forward and backward of 64 tokens at 4 loops, float32, without the optimiser."""
+    """Forward and backward of 32 tokens at 2 loops, float32, without the optimiser."""
     ours, theirs = float32
     tokens, loops = (10, 2) if smoke else (TRAIN_TOKENS, TRAIN_LOOPS)
     need(2 * 4 * counts.parameters(ours.cfg), device)
