@@ -1,0 +1,93 @@
+"""The one door through which every kernel starts, and the target that it starts for.
+
+A launcher allocates its outputs and calls `launch`. Usually that runs the kernel on the current device; inside
+`executing(...)` somebody else gets the launch instead: ahead-of-time compilation, or an emulator of the target.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+
+class Target(NamedTuple):
+    """What a launcher decides by: the architecture ("sm90", "gfx1151") and its number of SMs or compute units."""
+
+    arch: str
+    processors: int
+
+    @property
+    def amd(self) -> bool:
+        """Whether this is an AMD GPU."""
+        return self.arch.startswith("gfx")
+
+
+TARGETS = {
+    target.arch: target
+    for target in (Target("sm80", 108), Target("sm90", 132), Target("sm100", 148), Target("gfx1151", 40))
+}
+
+
+class Launch(NamedTuple):
+    """One kernel start: `args` are the kernel's run-time arguments in order, `options` num_warps and the like."""
+
+    kernel: triton.JITFunction
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+    options: dict[str, Any]
+
+
+class _Executor(NamedTuple):
+    target: Target
+    run: Callable[[Launch], None]
+
+
+_executor: ContextVar[_Executor | None] = ContextVar("openmythos_triton_executor", default=None)
+
+
+@contextmanager
+def executing(target: Target, run: Callable[[Launch], None]) -> Iterator[None]:
+    """Hand every launch inside the block to `run`, as if the current device were `target`."""
+    token = _executor.set(_Executor(target, run))
+    try:
+        yield
+    finally:
+        _executor.reset(token)
+
+
+@functools.cache
+def _device_target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+    else:
+        arch = f"sm{properties.major}{properties.minor}"
+    return Target(arch, properties.multi_processor_count)
+
+
+def target_of(x: torch.Tensor) -> Target:
+    """The target that kernels on x's device are launched for; the interpreter on the CPU takes sm90's configs."""
+    executor = _executor.get()
+    if executor is not None:
+        return executor.target
+    return _device_target(x.device.index) if x.is_cuda else TARGETS["sm90"]
+
+
+def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args: Any, options: dict[str, Any], **constexprs: Any) -> None:
+    """Start `kernel` over `grid`; nothing starts for an empty grid. The device is that of the first tensor."""
+    if 0 in grid:
+        return
+    executor = _executor.get()
+    if executor is not None:
+        executor.run(Launch(kernel, grid, args, constexprs, options))
+        return
+    first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+    with torch.cuda.device_of(first):
+        kernel[grid](*args, **constexprs, **options)
