@@ -124,7 +124,7 @@ def _mla_backward_keys_kernel(
     N0: tl.constexpr, N1: tl.constexpr, R: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
     CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of BLOCK_N keys of one head, and the head's share of the rope key's gradient; scores are transposed."""
+    """dK and dV of BLOCK_N keys of one head, and its share of the rope key's gradient; scores are transposed."""
     i_first = tl.program_id(0) * BLOCK_N
     i_head, i_batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_n, o_m = i_first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)

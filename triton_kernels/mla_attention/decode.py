@@ -1,8 +1,8 @@
-"""Absorbed multi-head latent attention for few new tokens: the queries are folded through w_uk, keys and values are the
-latent itself, which is read once for all heads.
+"""Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are
+the latent itself, which is read once for all heads.
 
-Three launches: fold the queries; attend to a share of the keys for a block of (token, head) rows; add up the shares and
-project through w_uv.
+Three launches: fold the queries; attend to a share of the keys for a block of (token, head) rows; add up the shares
+and project through w_uv.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _mla_decode_kernel(
     limit = tl.where(m_r, length, 0)  # [BLOCK_M]
     if CAUSAL:
         limit = tl.where(m_r, length - new + i_new + 1, 0)
-        stop = tl.minimum(stop, length - new + (tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M, rows) - 1) // heads + 1)
+        last = (tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M, rows) - 1) // heads
+        stop = tl.minimum(stop, length - new + last + 1)
 
     o_q = i_batch * rows + o_r
     p_q += o_q * DC
@@ -147,8 +148,8 @@ def _mla_combine_kernel(
 ):  # fmt: skip
     """The shares of BLOCK_R tokens of one head, weighted by their logsumexp, through columns BLOCK_V of w_uv.
 
-    One token a program reads BLOCK_S shares at once and multiplies without matrix instructions; several tokens a program
-    use them, and read share by share.
+    One token a program reads BLOCK_S shares at once and multiplies without matrix instructions; several tokens a
+    program use them, and read share by share.
     """
     i_head = tl.program_id(1).to(tl.int64)
     o_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -228,8 +229,8 @@ def _combine(part: torch.Tensor, part_lse: torch.Tensor, w_uv: torch.Tensor, sha
     block = chosen.constexprs
     grid = (triton.cdiv(dv, block["BLOCK_V"]), heads, triton.cdiv(batch * new, block["BLOCK_R"]))
     launch(
-        _mla_combine_kernel, grid, part, part_lse, w_uv, out, lse, batch * new, new, heads, splits, dc, *w_uv.stride()[:2],
-        DC=dc, DV=dv, MOST=MAX_SPLITS, **block, options=chosen.options,
+        _mla_combine_kernel, grid, part, part_lse, w_uv, out, lse, batch * new, new, heads, splits, dc,
+        *w_uv.stride()[:2], DC=dc, DV=dv, MOST=MAX_SPLITS, **block, options=chosen.options,
     )  # fmt: skip
     return out, lse
 
@@ -260,9 +261,9 @@ def _shares(
     part_lse = torch.empty((batch, splits, rows), dtype=torch.float32, device=q.device)
     launch(
         _mla_decode_kernel, (blocks, splits, batch), q, q_rope, latent, k_rope, seq_lens, block_table, part, part_lse,
-        scale * LOG2E, total, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent), *sequence_strides(k_rope),
-        0 if block_table is None else block_table.stride(0), DC=dc, DR=dr, C0=first, C1=second, R=rope,
-        CAUSAL=causal, PAGE=page, **block, options=chosen.options,
+        scale * LOG2E, total, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
+        *sequence_strides(k_rope), 0 if block_table is None else block_table.stride(0), DC=dc, DR=dr, C0=first,
+        C1=second, R=rope, CAUSAL=causal, PAGE=page, **block, options=chosen.options,
     )  # fmt: skip
     return part, part_lse
 

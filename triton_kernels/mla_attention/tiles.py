@@ -1,4 +1,4 @@
-"""What the attention kernels share: widths cut into powers of two, rows of keys in a plain or a paged cache, softmax."""
+"""What the attention kernels share: widths cut into powers of two, rows of a plain or a paged cache, the softmax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SPLITS = 64
 def pieces(width: int) -> tuple[int, int]:
     """Two powers of two (the second may be 0) that cover `width` with the least padding: 384 is 256 + 128."""
     one = max(triton.next_power_of_2(width), LEAST)
-    if one == LEAST or one == width:
+    if one in (LEAST, width):
         return one, 0
     rest = max(triton.next_power_of_2(width - one // 2), LEAST)
     return (one // 2, rest) if one // 2 + rest < one else (one, 0)
@@ -52,8 +52,8 @@ def store_tile(p_row, b_tile, m_row, FIRST: tl.constexpr, PIECE: tl.constexpr, W
 def dot_rows(b_s, p_a, m_a, p_b, m_b, width, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """b_s [M, N] plus the products of rows p_a [M] with rows p_b [N], both read chunk by chunk.
 
-    For operands that do not fit the registers. `width` is WIDTH as a run-time value, which keeps the loop rolled: unrolled
-    by the compiler, all chunks would be loaded at once.
+    For operands that do not fit the registers. `width` is WIDTH as a run-time value, which keeps the loop rolled:
+    unrolled by the compiler, all chunks would be loaded at once.
     """
     for c in tl.range(0, width, CHUNK):
         o_c = c + tl.arange(0, CHUNK)

@@ -79,12 +79,10 @@ def _mla_scores_kernel(
     tl.store(p_numerator[:, None] + o_n[None, :], b_p.to(p_numerator.dtype.element_ty), mask=m_r[:, None])
 
 
-@triton.jit(
-    do_not_specialize=["begin", "end", "tiles", "rows", "first_split", "all_splits", "table_b"]
-)
+@triton.jit(do_not_specialize=["begin", "end", "tiles", "rows", "first_split", "all_splits", "table_b"])
 def _mla_values_kernel(
-    p_latent, p_lens, p_table, p_numerator, p_max, p_sum, p_part, p_lse, begin, end, tiles, rows, first_split, all_splits,
-    latent_b, latent_s, table_b,
+    p_latent, p_lens, p_table, p_numerator, p_max, p_sum, p_part, p_lse, begin, end, tiles, rows, first_split,
+    all_splits, latent_b, latent_s, table_b,
     DC: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Numerators times BLOCK_C columns of the latent over one share of the keys, and the share's logsumexp."""
@@ -153,14 +151,16 @@ def wide_shares(
     total = latent.shape[1] if block_table is None else block_table.shape[1] * page
     table_stride = 0 if block_table is None else block_table.stride(0)
     rows, target, size = new * heads, target_of(latent), latent.element_size()
-    scores, values = config("mla_scores", target, size=size, rows=rows), config("mla_values", target, size=size, rows=rows)
+    scores = config("mla_scores", target, size=size, rows=rows)
+    values = config("mla_values", target, size=size, rows=rows)
     tile, block = scores.constexprs["BLOCK_N"], dict(values.constexprs)
     programs, least_keys = block.pop("PROGRAMS"), block.pop("LEAST_KEYS")
     segment = max(WORKSPACE // max(batch * rows * size, 1), total // MAX_SPLITS, 1)
     segment = min(triton.cdiv(segment, tile), max(triton.cdiv(total, tile), 1)) * tile
     segments, tiles = max(triton.cdiv(total, segment), 1), segment // tile
     blocks = triton.cdiv(rows, block["BLOCK_M"]) * triton.cdiv(dc, block["BLOCK_C"])
-    splits = min(split_count(batch * blocks, segment, programs * target.processors, least_keys), MAX_SPLITS // segments)
+    splits = split_count(batch * blocks, segment, programs * target.processors, least_keys)
+    splits = min(splits, MAX_SPLITS // segments)
     # a numerator is at most 1: float16 is exact enough for both 16-bit dtypes, bfloat16 would round twice
     kind = torch.float16 if size == 2 else torch.float32
     numerator = torch.empty((batch, rows, segment), dtype=kind, device=q.device)
