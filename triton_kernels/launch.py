@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+if triton.knobs.runtime.interpret:
+    from openmythos.triton_kernels import interpreter
+
+    interpreter.mend()
+
 
 class Target(NamedTuple):
     """What a launcher decides by: the architecture ("sm90", "gfx1151") and its number of SMs or compute units."""
