@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.cache import get_cache_manager
 
 from openmythos.triton_kernels.launch import Launch, Target
 
@@ -34,9 +39,20 @@ def gpu_target(target: Target) -> GPUTarget:
     return GPUTarget("hip", target.arch, 32) if target.amd else GPUTarget("cuda", int(target.arch[2:]), 32)
 
 
-def _source(launch: Launch, amd: bool) -> ASTSource:
-    """The kernel with the types and the specialisation that the JIT would give it: divisible by 16, equal to 1."""
+class Specialised(NamedTuple):
+    """A kernel with the types and the specialisation that the JIT would give it, and the arguments that are left."""
+
+    source: ASTSource
+    arguments: list[Any]
+
+
+def specialise(launch: Launch, target: Target) -> Specialised:
+    """What the JIT would compile for this launch: None and 1 become constants, multiples of 16 are known as such.
+
+    A tuple's elements are arguments of their own.
+    """
     signature: dict[str, Any] = {}
+    arguments: list[Any] = []
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list] = {}
 
@@ -46,10 +62,11 @@ def _source(launch: Launch, amd: bool) -> ASTSource:
         if value is None or (type(value) is int and value == 1 and plain):
             constants[path] = value
             return "constexpr"
+        arguments.append(value)
         if isinstance(value, torch.Tensor):
             aligned = value.is_meta or value.data_ptr() % 16 == 0
             attributes[path] = [["tt.divisibility", 16]] if aligned else []
-            if amd and value.untyped_storage().nbytes() < 2**31:
+            if target.amd and value.untyped_storage().nbytes() < 2**31:
                 attributes[path].append(["tt.pointer_range", 32])
             return f"*{_TYPES[value.dtype]}"
         if isinstance(value, bool):
@@ -66,13 +83,35 @@ def _source(launch: Launch, amd: bool) -> ASTSource:
             constants[index,] = launch.constexprs[parameter.name]
         else:
             signature[parameter.name] = typed((index,), next(values), not parameter.do_not_specialize)
-    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return Specialised(source, arguments)
+
+
+@contextmanager
+def _without_line_info() -> Iterator[None]:
+    """Code objects carry source paths and line numbers otherwise, and their hash would follow a comment."""
+    name = "TRITON_DISABLE_LINE_INFO"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def compile_launch(launch: Launch, target: Target) -> CompiledKernel:
-    """The code object of one launch for `target`, as the JIT would build it there."""
+    """The code object of one launch for `target`, as the JIT would build it there, without line information."""
     options = {"enable_fp_fusion": True, **launch.options}
-    return triton.compile(_source(launch, target.amd), target=gpu_target(target), options=options)
+    with _without_line_info():
+        return triton.compile(specialise(launch, target).source, target=gpu_target(target), options=options)
+
+
+def label(launch: Launch) -> str:
+    """What a kernel was built with, on one line: its constexprs and options."""
+    return " ".join(f"{name}={value}" for name, value in {**launch.constexprs, **launch.options}.items())
 
 
 class Facts(NamedTuple):
@@ -87,8 +126,22 @@ class Facts(NamedTuple):
 
 
 def facts(compiled: CompiledKernel, target: Target) -> Facts:
-    """Registers, spills, shared bytes, matrix instructions and the widest global load (bits) of a code object."""
-    return _amd_facts(compiled) if target.amd else _nvidia_facts(compiled, target)
+    """Registers, spills, shared bytes, matrix instructions and the widest global load (bits) of a code object.
+
+    They are kept beside the code object in Triton's cache: assembling for NVIDIA takes longer than all the rest.
+    """
+    kept, name = get_cache_manager(compiled.hash), f"facts-{_version()}.json"
+    path = kept.get_file(name)
+    if path is not None:
+        return Facts(**json.loads(Path(path).read_text()))
+    found = _amd_facts(compiled) if target.amd else _nvidia_facts(compiled, target)
+    kept.put(json.dumps(found._asdict()), name, binary=False)
+    return found
+
+
+@functools.cache
+def _version() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def _count(pattern: str, text: str) -> dict[str, int]:
@@ -126,7 +179,8 @@ def _nvidia_facts(compiled: CompiledKernel, target: Target) -> Facts:
         command = [ptxas, "-v", f"--gpu-name={target.arch.replace('sm', 'sm_')}{suffix}", source, "-o", os.devnull]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bfu](\d+)", text)
-    copies = [8 * int(size) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x([0-9a-f]+)", text)]
+    sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x([0-9a-f]+)", text)
+    copies = [8 * int(size, 16) for size in sizes]
     widths = [int(count or 1) * int(bits) for count, bits in loads] + copies
     return Facts(
         int(re.search(r"Used (\d+) registers", log).group(1)),

@@ -1,53 +1,54 @@
-"""Mends faults of Triton 3.6's interpreter (TRITON_INTERPRET=1), so that it gives the values a GPU would.
+"""Puts right what Triton's interpreter gets wrong (3.6.0 with NumPy 2.4), so that its values are those of a GPU.
 
-- Loop bounds that a kernel computed are arrays of one element, which numpy 2.4 no longer takes for integers.
-- The operands of a bfloat16 `dot` are multiplied as the integers that hold their bits.
-- float32 is cut to bfloat16, where every GPU rounds to the nearest, ties to even.
+Found there: float32 to bfloat16 cuts the mantissa off instead of rounding it to nearest even, products of bfloat16
+matrices multiply the stored bits as integers, and a loop's bound that is not a plain int raises.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _rounded_to_bfloat16(data: np.ndarray) -> np.ndarray:
+    bits = data.astype(np.float32, copy=False).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(data), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+def _widened(data: np.ndarray) -> np.ndarray:
+    return (data.astype(np.uint32) << 16).view(np.float32)
 
 
-@functools.cache
-def mend() -> None:
-    """Replace the faulty parts; once a process."""
-    builder = interpreter.InterpreterBuilder
-    patch, dot, cast = interpreter._patch_lang_tensor, builder.create_dot, builder.cast_impl
+def correct() -> None:
+    """Replace the wrong parts of the interpreter in this process; a second call changes nothing."""
+    if getattr(InterpreterBuilder, "openmythos_corrected", False):
+        return
+    InterpreterBuilder.openmythos_corrected = True
+    cast, dot, patch = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot, interpreter._patch_lang_tensor
 
-    def patch_with_index(tensor: type, scope: interpreter._LangPatchScope) -> None:
+    def cast_impl(self: InterpreterBuilder, source: TensorHandle, kind: Any) -> TensorHandle:
+        before, after = source.dtype.scalar, kind.scalar
+        if before == tl.float32 and after == tl.bfloat16:
+            return TensorHandle(_rounded_to_bfloat16(source.data), after)
+        if before == tl.bfloat16 and after == tl.float32:
+            return TensorHandle(_widened(source.data), after)
+        return cast(self, source, kind)
+
+    def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        wide = (
+            TensorHandle(_widened(part.data), tl.float32) if part.dtype.scalar == tl.bfloat16 else part
+            for part in (a, b)
+        )
+        return dot(self, *wide, *rest)
+
+    def patch_tensor(tensor: type, scope: Any) -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    def dot_of_floats(self, a, b, *rest):
-        operands = [
-            interpreter.TensorHandle(_widened(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x
-            for x in (a, b)
-        ]
-        return dot(self, *operands, *rest)
-
-    def cast_and_round(self, value, dst_type):
-        kinds = value.dtype.scalar, dst_type.scalar
-        if kinds == (tl.bfloat16, tl.float32):
-            return interpreter.TensorHandle(_widened(value.data), tl.float32)
-        if kinds == (tl.float32, tl.bfloat16):
-            return interpreter.TensorHandle(_rounded(value.data), tl.bfloat16)
-        return cast(self, value, dst_type)
-
-    interpreter._patch_lang_tensor = patch_with_index
-    builder.create_dot, builder.cast_impl = dot_of_floats, cast_and_round
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
+    interpreter._patch_lang_tensor = patch_tensor

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+# before any kernel is interpreted
 if triton.knobs.runtime.interpret:
     from openmythos.triton_kernels import interpreter
 
-    interpreter.mend()
+    interpreter.correct()
 
 
 class Target(NamedTuple):
@@ -70,10 +71,8 @@ def executing(target: Target, run: Callable[[Launch], None]) -> Iterator[None]:
 @functools.cache
 def _device_target(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-    else:
-        arch = f"sm{properties.major}{properties.minor}"
+    nvidia = f"sm{properties.major}{properties.minor}"
+    arch = properties.gcnArchName.split(":")[0] if torch.version.hip else nvidia
     return Target(arch, properties.multi_processor_count)
 
 
@@ -85,7 +84,21 @@ def target_of(x: torch.Tensor) -> Target:
     return _device_target(x.device.index) if x.is_cuda else TARGETS["sm90"]
 
 
-def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args: Any, options: dict[str, Any], **constexprs: Any) -> None:
+def unsupported(x: torch.Tensor) -> str | None:
+    """The reason why kernels cannot run on x's device, or None."""
+    if not x.is_cuda and _executor.get() is None and not triton.knobs.runtime.interpret:
+        return f"Triton's kernels run on GPUs, or on the CPU with TRITON_INTERPRET=1, not on {x.device}"
+    arch = target_of(x).arch
+    if arch.startswith("gfx") and not arch.startswith(("gfx11", "gfx12")):
+        return f"{arch}: the kernels are for waves of 32 lanes, gfx11 and gfx12"
+    if arch.startswith("sm") and int(arch[2:]) < 80:
+        return f"{arch}: the kernels need sm80 or newer"
+    return None
+
+
+def launch(
+    kernel: triton.JITFunction, grid: tuple[int, ...], *args: Any, options: dict[str, Any], **constexprs: Any
+) -> None:
     """Start `kernel` over `grid`; nothing starts for an empty grid. The device is that of the first tensor."""
     if 0 in grid:
         return
