@@ -47,36 +47,42 @@ class Specialised(NamedTuple):
 
 
 def specialise(launch: Launch, target: Target) -> Specialised:
-    """What the JIT would compile for this launch: None and 1 become constants, multiples of 16 are known as such."""
-    signature: dict[str, str] = {}
+    """What the JIT would compile for this launch: None and 1 become constants, multiples of 16 are known as such.
+
+    A tuple's elements are arguments of their own.
+    """
+    signature: dict[str, Any] = {}
     arguments: list[Any] = []
-    constants: dict[str, Any] = dict(launch.constexprs)
-    attributes: dict[tuple[int], list] = {}
-    values = iter(launch.args)
-    for index, parameter in enumerate(launch.kernel.params):
-        name = parameter.name
-        if name in launch.constexprs:
-            signature[name] = "constexpr"
-            continue
-        value = next(values)
-        plain = not parameter.do_not_specialize
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def typed(path: tuple[int, ...], value: Any, plain: bool) -> Any:
+        if isinstance(value, tuple):
+            return tuple(typed((*path, index), part, plain) for index, part in enumerate(value))
         if value is None or (type(value) is int and value == 1 and plain):
-            signature[name], constants[name] = "constexpr", value
-            continue
+            constants[path] = value
+            return "constexpr"
         arguments.append(value)
         if isinstance(value, torch.Tensor):
-            signature[name] = f"*{_TYPES[value.dtype]}"
             aligned = value.is_meta or value.data_ptr() % 16 == 0
-            attributes[index,] = [["tt.divisibility", 16]] if aligned else []
+            attributes[path] = [["tt.divisibility", 16]] if aligned else []
             if target.amd and value.untyped_storage().nbytes() < 2**31:
-                attributes[index,].append(["tt.pointer_range", 32])
-        elif isinstance(value, bool):
-            signature[name] = "i1"
-        elif isinstance(value, int):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            attributes[index,] = [["tt.divisibility", 16]] if value % 16 == 0 and plain else []
+                attributes[path].append(["tt.pointer_range", 32])
+            return f"*{_TYPES[value.dtype]}"
+        if isinstance(value, bool):
+            return "i1"
+        if isinstance(value, int):
+            attributes[path] = [["tt.divisibility", 16]] if value % 16 == 0 and plain else []
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        return "fp32"
+
+    values = iter(launch.args)
+    for index, parameter in enumerate(launch.kernel.params):
+        if parameter.name in launch.constexprs:
+            signature[parameter.name] = "constexpr"
+            constants[index,] = launch.constexprs[parameter.name]
         else:
-            signature[name] = "fp32"
+            signature[parameter.name] = typed((index,), next(values), not parameter.do_not_specialize)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return Specialised(source, arguments)
 
