@@ -19,7 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 from tools import toolchain  # noqa: E402
 
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openmythos" / "__init__.py").read_text(encoding="utf-8")).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openmythos" / "__init__.py").read_text(encoding="utf-8")).group(
+    1
+)
 
 
 def build_kind() -> str:
@@ -101,7 +103,9 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         folder = self.output_folder()
-        return [str(path) for path in [*folder.glob("_native*.so"), *folder.glob("_lib/*.so"), *folder.glob("_lib/gpu/*")]]
+        return [
+            str(path) for path in [*folder.glob("_native*.so"), *folder.glob("_lib/*.so"), *folder.glob("_lib/gpu/*")]
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

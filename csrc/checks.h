@@ -58,8 +58,8 @@ public:
         }
         require(x.is_cuda(), name, " is on another device, expected a CUDA or ROCm one");
         if (device_ < 0) device_ = x.get_device_index();
-        require(x.get_device_index() == device_, name, " is on cuda:", int(x.get_device_index()), ", expected cuda:",
-                device_, " as the tensors before it");
+        require(x.get_device_index() == device_, name, " is on cuda:", int(x.get_device_index()),
+                ", expected cuda:", device_, " as the tensors before it");
     }
     // Index of the GPU that the tensors are on; 0 where they are on the CPU.
     int device() const { return device_ < 0 ? 0 : device_; }

@@ -56,7 +56,8 @@ OPENMYTHOS_DEVICE float from_lane_xor(float x) {
     static_assert(MASK > 0 && MASK < WAVE);
 #ifdef OPENMYTHOS_HIP
     int bits = __builtin_bit_cast(int, x);
-    if constexpr ((MASK & 16) != 0) bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, false, false);
+    if constexpr ((MASK & 16) != 0)
+        bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, false, false);
     // row_xmask: a register move on RDNA, where a shuffle through LDS would take tens of cycles.
     if constexpr ((MASK & 15) != 0) bits = __builtin_amdgcn_update_dpp(0, bits, 0x160 + (MASK & 15), 0xf, 0xf, true);
     return __builtin_bit_cast(float, bits);

@@ -100,8 +100,8 @@ void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const 
     int64_t rank = lora_down.size(0);
     args.lora_scale = check.floats(lora_scale, "lora_scale", {-1, rank});
     int64_t scale_rows = lora_scale.size(0);
-    check.require(scale_rows >= 1 && scale_rows < int64_t(1) << 31, "lora_scale has ", scale_rows,
-                  " rows, expected at least 1");
+    check.require(scale_rows >= 1 && scale_rows < int64_t(1) << 20, "lora_scale has ", scale_rows,
+                  " rows, expected 1 or more, and fewer than 2^20");
     args.lora_b = check.floats(lora_b, "lora_b", {rank, d});
     args.halt_w = check.floats(halt_w, "halt_w", {d});
     args.halt_b = check.floats(halt_b, "halt_b", {1});

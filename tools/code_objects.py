@@ -1,6 +1,6 @@
 """What is inside a code object (an ELF file of AMD or CUDA device code), and the manifest that ships beside them.
 
-    python tools/code_objects.py FOLDER --vendor cuda --toolkit 13.0     writes FOLDER/manifest.txt
+python tools/code_objects.py FOLDER --vendor cuda --toolkit 13.0     writes FOLDER/manifest.txt
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SUFFIXES = (".cubin", ".hsaco", ".ptx")
 
 
 class Facts(NamedTuple):
-    """One kernel of an AMD code object: registers, spilled ones, static LDS and scratch bytes, size of its arguments."""
+    """One kernel of an AMD code object: registers, spilled ones, bytes of LDS, scratch and arguments."""
 
     vgprs: int
     sgprs: int

@@ -57,7 +57,7 @@ def cuda_archs(value: str | None) -> tuple[str, ...]:
     for item in re.split(r"[;, ]+", value.strip("; ,")):
         found = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", item)
         if not found:
-            raise MissingError(f"CMAKE_CUDA_ARCHITECTURES has {item!r}; write numbers such as 80;90a;120 or 90-virtual")
+            raise MissingError(f"CMAKE_CUDA_ARCHITECTURES has {item!r}; write numbers, as in 80;90a;120 or 90-virtual")
         number, suffix, kind = found.groups()
         if int(number) < 80:
             raise MissingError(f"CMAKE_CUDA_ARCHITECTURES has {item!r}; the kernels need capability 8.0 (80) or newer")
@@ -66,7 +66,7 @@ def cuda_archs(value: str | None) -> tuple[str, ...]:
 
 
 def rocm_archs(value: str | None) -> tuple[str, ...]:
-    """Architectures from PYTORCH_ROCM_ARCH ("gfx1151;gfx1100"), by default every supported one. Waves have 32 lanes."""
+    """Architectures from PYTORCH_ROCM_ARCH ("gfx1151;gfx1100"), by default every supported one."""
     if not value:
         return ROCM_ARCHS
     archs = tuple(item.split(":")[0] for item in re.split(r"[;, ]+", value.strip("; ,")))

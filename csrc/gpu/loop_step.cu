@@ -19,8 +19,8 @@ OPENMYTHOS_DEVICE float sine(float x, int quarter_turns) {
     x = fma(turns, -7.54978995489188216e-8f, x);
     int quadrant = int(turns) + quarter_turns;
     float square = x * x;
-    float s = fma(fma(fma(2.718311493989822e-6f, square, -1.9839334836096632e-4f), square, 8.333329385889463e-3f), square,
-                  -1.6666666641626524e-1f);
+    float s = fma(fma(fma(2.718311493989822e-6f, square, -1.9839334836096632e-4f), square, 8.333329385889463e-3f),
+                  square, -1.6666666641626524e-1f);
     s = fma(s * square, x, x);
     float c = fma(fma(fma(2.44331571e-5f, square, -1.38873162e-3f), square, 4.16666456e-2f), square, -0.5f);
     c = fma(c, square, 1.f);
@@ -71,6 +71,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
     __shared__ float partial[WAVES * ROWS * RANK_TILE];
     __shared__ float low[MAX_RANK * ROWS];
     __shared__ float scratch[2 * ROWS * WAVES];
+    __shared__ int scale_at[ROWS];        // where each row's scales begin
     extern __shared__ float embedding[];  // [1 or ROWS][loop_dim], when there is a next input
 
     const int thread = thread_index(), threads = block_threads(), waves = (threads + WAVE - 1) / WAVE;
@@ -84,6 +85,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
     for (int r = 0; r < ROWS; r++) {
         row[r] = first + r < p.n ? first + r : p.n - 1;
         depth[r] = depth_of(p, row[r]);
+        if (thread == 0) scale_at[r] = (depth[r] < p.scale_rows ? depth[r] : p.scale_rows - 1) * p.rank;
     }
 
     float y[ROWS][CHUNKS][VEC];  // block_out, later the new h
@@ -144,10 +146,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
             float sum = 0.f;
             for (int w = 0; w < waves; w++) sum += partial[w * ROWS * RANK_TILE + j];
             int k = tile + j / ROWS;
-            int64_t n = first + j % ROWS < p.n ? first + j % ROWS : p.n - 1;
-            int t = depth_of(p, n);
-            int scale_row = t < p.scale_rows ? t : p.scale_rows - 1;
-            low[k * ROWS + j % ROWS] = sum * p.lora_scale[int64_t(scale_row) * p.rank + k];
+            low[k * ROWS + j % ROWS] = sum * p.lora_scale[scale_at[j % ROWS] + k];
         }
         sync_block();
     }
@@ -238,9 +237,11 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
     }
 }
 
-#define OPENMYTHOS_LOOP_STEP(name, Row, rows) \
-    OPENMYTHOS_KERNEL(STEP_THREADS) openmythos_loop_step_##name##_rows##rows(LoopStepParams p) { loop_step<Row, rows>(p); }
-#define OPENMYTHOS_LOOP_STEPS(name, T)           \
+#define OPENMYTHOS_LOOP_STEP(name, Row, rows)                                                    \
+    OPENMYTHOS_KERNEL(STEP_THREADS) openmythos_loop_step_##name##_rows##rows(LoopStepParams p) { \
+        loop_step<Row, rows>(p);                                                                 \
+    }
+#define OPENMYTHOS_LOOP_STEPS(name, T)        \
     OPENMYTHOS_LOOP_STEP(name, FastRow<T>, 1) \
     OPENMYTHOS_LOOP_STEP(name, FastRow<T>, 2) \
     OPENMYTHOS_LOOP_STEP(name, FastRow<T>, 4)

@@ -42,7 +42,8 @@ OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
             AnyRow{const_cast<void*>(p.weight), p.weight_type}.load(i, p.d - i, weight);
         } else {
             // Every block reads the weight, and its type is the same for all: one branch that all threads agree on.
-            const char* from = static_cast<const char*>(p.weight) + int64_t(i) * (p.weight_type == Type::float32 ? 4 : 2);
+            const char* from =
+                static_cast<const char*>(p.weight) + int64_t(i) * (p.weight_type == Type::float32 ? 4 : 2);
             Words raw[2] = {load_shared_by_blocks(from), {}};
             if (p.weight_type == Type::float32) {
                 raw[1] = load_shared_by_blocks(from + 16);

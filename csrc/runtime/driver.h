@@ -32,8 +32,8 @@ public:
 class Driver {
 public:
     virtual ~Driver() = default;
-    virtual const char* vendor() const = 0;     // "cuda" or "rocm"
-    virtual std::string version() const = 0;    // as a person reads it: "driver of CUDA 13.0"
+    virtual const char* vendor() const = 0;   // "cuda" or "rocm"
+    virtual std::string version() const = 0;  // as a person reads it: "driver of CUDA 13.0"
     virtual int device_count() const = 0;
     virtual Device device(int index) const = 0;
     virtual Module load(int device, const void* image) const = 0;

@@ -17,8 +17,8 @@ constexpr size_t MULTIPROCESSORS_AT = 388, FIRST_FIELD_AFTER_NAME = 256;
 class Hip final : public Driver {
 public:
     Hip()
-        : library_("libamdhip64.so", {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so",
-                                      "/opt/rocm/lib/libamdhip64.so"}) {
+        : library_("libamdhip64.so",
+                   {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so", "/opt/rocm/lib/libamdhip64.so"}) {
         library_.find(init_, "hipInit");
         library_.find(runtime_version_, "hipRuntimeGetVersion");
         library_.find(device_count_, "hipGetDeviceCount");

@@ -14,8 +14,7 @@ Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
     bool fast = p.d % VEC == 0 && is_aligned(p.h_out) && is_aligned(p.h_out_new);
     for (const gpu::Rows* x : {&p.h, &p.e, &p.block_out, &p.h_new, &p.x_next})
         if (x->data) fast = fast && x->type == p.h.type && is_aligned(*x);
-    for (const float* x : {p.a, p.b, p.lora_down, p.lora_b, p.halt_w, p.norm_w})
-        fast = fast && is_aligned(x);
+    for (const float* x : {p.a, p.b, p.lora_down, p.lora_b, p.halt_w, p.norm_w}) fast = fast && is_aligned(x);
     p.aligned = fast;
 
     constexpr int64_t THREADS = 512, CHUNKS = 4;  // a block's rows times a thread's chunks

@@ -21,7 +21,8 @@ Capability capability(const std::string& arch) {
     c.kind = arch.substr(0, digits + 1);
     int number = 0;
     size_t i = digits + 1;
-    for (; i < arch.size() && arch[i] >= '0' && arch[i] <= '9' && number < 10000; i++) number = 10 * number + arch[i] - '0';
+    for (; i < arch.size() && arch[i] >= '0' && arch[i] <= '9' && number < 10000; i++)
+        number = 10 * number + arch[i] - '0';
     c.major = number / 10, c.minor = number % 10, c.exact = i < arch.size();
     return c;
 }
@@ -43,8 +44,7 @@ Manifest Manifest::read(const std::string& folder) {
     std::ifstream file(path);
     if (!file) throw std::runtime_error("this build has no GPU code (there is no " + path + ")");
     auto require = [&](bool ok, const std::string& line) {
-        if (!ok)
-            throw std::runtime_error(path + " is damaged at '" + line.substr(0, 80) + "'; reinstall openmythos");
+        if (!ok) throw std::runtime_error(path + " is damaged at '" + line.substr(0, 80) + "'; reinstall openmythos");
     };
     Manifest manifest;
     std::string line;

@@ -51,7 +51,8 @@ void* current_stream(int device) {
     } else if (torch.current_cuda_stream && torch.current_cuda_stream(device, &stream) == 0) {
         return stream;
     }
-    throw std::runtime_error("torch does not tell its current stream; openmythos needs torch 2.11 or newer for CUDA or ROCm.");
+    throw std::runtime_error(
+        "torch does not tell its current stream; openmythos needs torch 2.11 or newer for CUDA or ROCm.");
 }
 
 }  // namespace openmythos::runtime

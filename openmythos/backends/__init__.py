@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from openmythos.backends import cpu, library
+from openmythos.backends import cpu, library, native
 
-__all__ = ["cpu", "library"]
+__all__ = ["cpu", "library", "native"]
