@@ -11,7 +11,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-native := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' 2>/dev/null)
 # Two worker processes of one thread each; tests about threads ask for theirs.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
@@ -52,12 +52,15 @@ demo: $(VENV)/.installed $(VENV)/.upstream
 doctor: $(VENV)/.installed
 	$(VENV)/bin/openmythos doctor
 
+# The second run interprets Triton's kernels on the CPU.
 test: $(VENV)/.installed $(VENV)/.upstream
 	$(pytest) -n 2
+	TRITON_INTERPRET=1 $(pytest) -n 2 tests/ops -k triton
 
 # The slow tests measure memory or hold big models: one at a time.
 test-full: test
 	$(pytest) -m slow
+	TRITON_INTERPRET=1 $(pytest) -m slow tests/ops -k triton
 
 bench: $(VENV)/.installed $(VENV)/.upstream
 	folder=bench/results/$$($(python) -m bench.device) && mkdir -p $$folder && \

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -130,7 +130,11 @@ if reason is None:
     print(f"openmythos: GPU code: {archs}, because {why}.", file=sys.stderr)
 else:
     print(f"openmythos: native kernels are left out, because {reason}.", file=sys.stderr)
-if (ROOT / "triton_kernels").is_dir():
-    options["package_dir"] = {"openmythos.triton_kernels": "triton_kernels"}
+# The folder stands at the top, and is imported as openmythos.triton_kernels: the bare name belongs to another package.
+kernels = "openmythos.triton_kernels"
+options["packages"] = [*find_packages(include=["openmythos", "openmythos.*"], exclude=[f"{kernels}*"]), kernels]
+options["packages"] += [f"{kernels}.{name}" for name in find_packages("triton_kernels")]
+options["package_dir"] = {kernels: "triton_kernels"}
+options["package_data"] = {f"{kernels}.configs": ["*.json"]}
 
 setup(**options)

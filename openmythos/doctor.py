@@ -20,7 +20,13 @@ from openmythos import dispatch
 from openmythos.backends import library
 from openmythos.samples import samples
 
-VARIABLES = ("OPENMYTHOS_BACKEND", "OPENMYTHOS_CPU_ISA", "OPENMYTHOS_BUILD", "OPENMYTHOS_UPSTREAM")
+VARIABLES = (
+    "OPENMYTHOS_BACKEND",
+    "OPENMYTHOS_CPU_ISA",
+    "OPENMYTHOS_BUILD",
+    "OPENMYTHOS_UPSTREAM",
+    "OPENMYTHOS_TINYGRAD",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # name -> (new tokens, cached tokens)
 CALLS = {"decode": (1, 128), "prefill": (128, 0)}

@@ -11,6 +11,8 @@ import torch
 
 from openmythos import dispatch
 from openmythos.backends import library
+from openmythos.backends.triton import rows as rows_of_triton
+from tests.emulated import emulator
 
 ISA_ORDER = ("avx2", "avx512", "avx512bf16")
 
@@ -33,12 +35,16 @@ def isa_variants() -> list[str]:
 
 
 class Row(NamedTuple):
-    """A backend of one op on one device, and the instruction set it has to use, if it has several."""
+    """A backend of one op on one device, and the instruction set it has to use, if it has several.
+
+    `emulated`: kernels for gfx1151, executed on CPU tensors by the emulator.
+    """
 
     op: str
     backend: str
     device: str
     isa: str | None = None
+    emulated: bool = False
 
     @property
     def found(self) -> dispatch.Backend:
@@ -46,7 +52,14 @@ class Row(NamedTuple):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Switch to the row's instruction set for the block."""
+        """Switch to the row's instruction set for the block, or to the emulator."""
+        if self.emulated:
+            from openmythos.triton_kernels.launch import executing
+            from tests.emulated.executor import GFX1151, Executor
+
+            with executing(GFX1151, Executor()):
+                yield
+            return
         if self.isa is None:
             yield
             return
@@ -60,21 +73,32 @@ class Row(NamedTuple):
     def call(self, *args: object) -> object:
         """Run the row on these arguments; the test is skipped with the row's own reason if it cannot serve them."""
         row = self.found
-        reason = row.supports(*args)
-        if reason is not None:
-            pytest.skip(f"{self.backend}: {reason}")
         with self.active(), torch.no_grad():
+            reason = row.supports(*args)
+            if reason is not None:
+                pytest.skip(f"{self.backend}: {reason}")
             return row.call(*args)
 
 
+def can_emulate() -> bool:
+    """Whether Triton's kernels can be executed as gfx1151 code here."""
+    return rows_of_triton.missing() is None and not rows_of_triton.INTERPRETED and emulator.missing() is None
+
+
 def rows(op: str, device: str = "cpu") -> list:
-    """pytest parameters, one for each backend of `op` on `device` and each instruction set of the CPU kernels."""
+    """pytest parameters, one for each backend of `op` on `device` and each instruction set of the CPU kernels.
+
+    Where tinygrad's emulator is at hand, Triton's kernels come a second time, as gfx1151 code; these tests are slow.
+    """
     params = []
     for row in dispatch.rows(op, device):
         variants = isa_variants() if row.name == "cpu" else []
         for isa in variants or [None]:
             name = row.name if isa is None else f"{row.name}-{isa}"
             params.append(pytest.param(Row(op, row.name, device, isa), id=name))
+    if device == "cpu" and can_emulate() and any(row.name == "triton" for row in dispatch.rows(op, "cuda")):
+        emulated = Row(op, "triton", "cuda", emulated=True)
+        params.append(pytest.param(emulated, id="triton-gfx1151", marks=pytest.mark.slow))
     return params
 
 

@@ -1,7 +1,11 @@
-"""What each backend supports, registered in the dispatch table in order of preference."""
+"""What each backend supports, registered in the dispatch table.
+
+The order of the imports is the order of preference on a device: the C++ kernels, then Triton's, then the vendors'
+libraries. A row that should go first only for some calls says no to the others in `supports()`.
+"""
 
 from __future__ import annotations
 
-from openmythos.backends import cpu, library, native
+from openmythos.backends import cpu, library, native, triton, vendor  # isort: skip
 
-__all__ = ["cpu", "library", "native"]
+__all__ = ["cpu", "library", "native", "triton", "vendor"]

@@ -38,21 +38,27 @@ def listed(outputs: object) -> list[torch.Tensor]:
     return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 
-def check_row(
-    row: Row, reference: Callable, args: Sequence[object], dtype: torch.dtype, exact: Sequence[str] = ()
+def check_outputs(
+    name: str, found: Sequence[torch.Tensor], reference: Callable, args: Sequence[object], dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """Hold every output of a row to the rule; integer outputs have to be equal. Returns the outputs."""
-    found = listed(row.call(*args))
+    """Hold the outputs of an op to the rule; integer outputs have to be equal. Returns the truth in float64."""
     plain, truth = listed(reference(*args)), listed(reference(*doubled(args)))
-    assert len(found) == len(plain)
+    assert len(found) == len(plain), name
     for index, (mine, other, true) in enumerate(zip(found, plain, truth, strict=True)):
-        name = f"{row.op} output {index} of {row.backend}"
-        assert mine.shape == other.shape, name
-        assert mine.dtype == other.dtype, name
+        part = f"{name} output {index}"
+        assert mine.shape == other.shape, part
+        assert mine.dtype == other.dtype, part
         if not mine.is_floating_point():
-            assert torch.equal(mine, other), name
+            assert torch.equal(mine, other), part
         else:
-            assert_close(name, mine, true, other, dtype)
+            assert_close(part, mine, true, other, dtype)
+    return truth
+
+
+def check_row(row: Row, reference: Callable, args: Sequence[object], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Hold every output of a row to the rule. Returns the outputs."""
+    found = listed(row.call(*args))
+    check_outputs(f"{row.op} of {row.backend}", found, reference, args, dtype)
     return found
 
 

@@ -114,6 +114,39 @@ def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> 
         assert torch.equal(row.call(x[index : index + 1], weight, EPS, None), both[index : index + 1])
 
 
+@each_row("rms_norm_backward")
+@each_dtype
+@SHAPES
+def test_backward(row: Row, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weight = randn(*shape, dtype=dtype, scale=3), 1 + randn(shape[-1], dtype=dtype, scale=0.3)
+    # one column alone is normed to 1 whatever it is, but for eps: with a tiny one its gradient is nothing but rounding
+    eps = 0.5 if shape[-1] == 1 else EPS
+    check_row(row, reference.rms_norm_backward, (randn(*shape, dtype=dtype), x, weight, eps), dtype)
+
+
+@each_row("rms_norm_backward")
+def test_backward_of_mixed_dtypes_and_strided_rows(row: Row) -> None:
+    x, weight = strided(randn(63, 97)), 1 + randn(97, dtype=torch.bfloat16, scale=0.3)
+    grad = strided(randn(63, 97, dtype=torch.bfloat16))
+    found = check_row(row, reference.rms_norm_backward, (grad, x, weight, EPS), torch.bfloat16)
+    assert [part.dtype for part in found] == [torch.float32, torch.bfloat16]
+
+
+@each_row("rms_norm_backward")
+@each_dtype
+def test_backward_is_repeatable(row: Row, dtype: torch.dtype) -> None:
+    args = (randn(129, 131, dtype=dtype), randn(129, 131, dtype=dtype), randn(131, dtype=dtype), EPS)
+    check_repeatable(row, args)
+
+
+@each_row("rms_norm_backward")
+@pytest.mark.slow
+def test_backward_of_wide_rows(row: Row) -> None:
+    """Rows that are wider than what the Triton kernel holds in registers."""
+    args = (randn(5, 8201), randn(5, 8201), randn(8201), EPS)
+    check_row(row, reference.rms_norm_backward, args, torch.float32)
+
+
 @each_dtype
 def test_gradients(dtype: torch.dtype) -> None:
     inputs = [randn(7, 97, dtype=dtype), randn(7, 97, dtype=dtype), randn(97, dtype=dtype)]

@@ -1,0 +1,63 @@
+"""What all rows of the Triton backend share: when they exist, when they can serve, and how they are registered."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+
+from openmythos.dispatch import Supports, register
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+
+
+@functools.cache
+def missing() -> str | None:
+    """The reason why no kernel can run in this process, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if importlib.util.find_spec("openmythos.triton_kernels") is None:
+        return "openmythos.triton_kernels is not installed: install openmythos, editable or not"
+    return None
+
+
+def why_not(*tensors: torch.Tensor | None) -> str | None:
+    """The reason that holds for every op: no Triton, a GPU or dtype without kernels, rows that are not contiguous."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype not in DTYPES:
+            return f"dtype {tensor.dtype}: the kernels are float32, bfloat16 and float16"
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            return "a tensor's last dimension is not contiguous"
+    return _target_reason(next(tensor for tensor in tensors if tensor is not None))
+
+
+def _target_reason(x: torch.Tensor) -> str | None:
+    from openmythos.triton_kernels.launch import unsupported
+
+    return unsupported(x)
+
+
+def register_row(op: str, kernel: str, supports: Supports) -> None:
+    """Register `triton_kernels.<module>.<function>`, given as "module.function", for `op` on every device."""
+    module, function = f"openmythos.triton_kernels.{kernel}".rsplit(".", 1)
+
+    @functools.cache
+    def found() -> Callable:
+        return getattr(importlib.import_module(module), function)
+
+    def call(*args: object) -> object:
+        return found()(*args)
+
+    for device in DEVICES:
+        register(op, "triton", call, device=device, supports=supports)

@@ -1,0 +1,69 @@
+"""Every kernel compiles for every target to what the golden table says, fits, and has been executed for gfx1151.
+
+`python -m tests.aot.update` rewrites the table; a change of it is reviewed like a change of code.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+from openmythos.triton_kernels import configs
+from openmythos.triton_kernels.launch import TARGETS, Target
+from tests.aot import golden
+from tests.aot.specimens import Specimen, load
+from tests.emulated import records
+
+LDS_BYTES = 65536
+
+
+def _cases() -> list:
+    cases = []
+    for op, specimens in load().items():
+        seen = set()
+        for specimen in specimens:
+            marks = [pytest.mark.slow] if specimen.call in seen else []
+            seen.add(specimen.call)
+            for target in golden.targets():
+                cases.append(pytest.param(op, specimen, target, id=f"{specimen.name}-{target.arch}", marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("op", "specimen", "target"), _cases())
+def test_compiles_to_the_golden_table(op: str, specimen: Specimen, target: Target) -> None:
+    want = golden.read(op).get(target.arch, {}).get(specimen.name)
+    assert golden.build(specimen, target).rows == want, f"python -m tests.aot.update {op} rewrites the table"
+
+
+@pytest.mark.parametrize("op", load())
+@pytest.mark.parametrize("arch", TARGETS)
+def test_nothing_spills(arch: str, op: str) -> None:
+    for specimen, row in golden.rows(golden.read(op), arch):
+        assert row["spills"] == 0, f"{specimen}: {row['kernel']} spills {row['spills']}"
+        if arch == "gfx1151":
+            assert row["shared"] <= LDS_BYTES, f"{specimen}: {row['kernel']} needs {row['shared']} bytes of LDS"
+
+
+@pytest.mark.parametrize("op", load())
+def test_every_gfx1151_code_object_has_been_executed(op: str) -> None:
+    executed = records.read(op)
+    for specimen, row in golden.rows(golden.read(op), "gfx1151"):
+        assert row["sha256"] in executed, f"{specimen}: this build of {row['kernel']} was never executed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", TARGETS)
+def test_every_config_is_compiled(arch: str) -> None:
+    taken: dict[str, set[int]] = {}
+    for specimens in load().values():
+        for specimen in specimens:
+            for kernel, places in golden.build(specimen, TARGETS[arch]).taken.items():
+                taken.setdefault(kernel, set()).update(places)
+    for kernel in configs.kernels(arch):
+        missing = set(range(len(configs.all_configs(kernel, arch)))) - taken.get(kernel, set())
+        assert not missing, f"{arch}.json: no specimen takes entries {sorted(missing)} of {kernel}"

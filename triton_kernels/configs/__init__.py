@@ -1,0 +1,100 @@
+"""Tuned configs as reviewed data, one JSON file an architecture; nothing is tuned at import.
+
+A file maps a kernel's name to its configs, read from the top: the first whose bounds `at_most` hold is taken, and the
+last has none. What is not `at_most` is a constexpr of the kernel, num_warps, num_stages or a backend option.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openmythos.triton_kernels.launch import Target
+
+# what Triton itself takes; everything else in a config is a constexpr of the kernel
+OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "maxnreg")
+
+
+_recorded: ContextVar[dict[str, set[int]] | None] = ContextVar("openmythos_triton_recorded", default=None)
+_pinned: ContextVar[Mapping[str, int] | None] = ContextVar("openmythos_triton_pinned", default=None)
+
+
+class Config(NamedTuple):
+    """How a kernel is built for one size on one target: its constexprs, and Triton's options."""
+
+    constexprs: dict[str, Any]
+    options: dict[str, Any]
+
+
+@functools.cache
+def _table(arch: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads((Path(__file__).parent / f"{arch}.json").read_text())
+
+
+def _file_for(target: Target) -> str:
+    if target.amd:
+        return "gfx1151"
+    major = int(target.arch[2:-1])
+    return "sm80" if major < 9 else "sm90" if major == 9 else "sm100"
+
+
+@functools.cache
+def _find(arch: str, kernel: str, sizes: tuple[tuple[str, int], ...]) -> int:
+    known = dict(sizes)
+    for index, entry in enumerate(_table(arch)[kernel]):
+        if all(known[name] <= bound for name, bound in entry.get("at_most", {}).items()):
+            return index
+    raise LookupError(f"{arch}.json: no config of {kernel} takes {known}; the last one must be without bounds")
+
+
+@functools.cache
+def _entry(arch: str, kernel: str, index: int) -> Config:
+    chosen = {name: value for name, value in _table(arch)[kernel][index].items() if name != "at_most"}
+    options = {name: chosen.pop(name) for name in OPTIONS if name in chosen}
+    return Config(chosen, options)
+
+
+def config(kernel: str, target: Target, **sizes: int) -> Config:
+    """The tuned config of `kernel` for these sizes; an architecture without a file takes its nearest relative's."""
+    arch, fixed = _file_for(target), _pinned.get()
+    index = fixed[kernel] if fixed and kernel in fixed else _find(arch, kernel, tuple(sizes.items()))
+    found = _recorded.get()
+    if found is not None:
+        found.setdefault(kernel, set()).add(index)
+    return _entry(arch, kernel, index)
+
+
+def all_configs(kernel: str, arch: str) -> list[dict[str, Any]]:
+    """Every entry of a kernel, with its bounds: what ahead-of-time compilation goes through."""
+    return _table(arch)[kernel]
+
+
+def kernels(arch: str) -> list[str]:
+    """The kernels that have configs for `arch`."""
+    return list(_table(arch))
+
+
+@contextmanager
+def record() -> Iterator[dict[str, set[int]]]:
+    """{kernel: places of the entries that were taken inside the block}."""
+    found: dict[str, set[int]] = {}
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)
+
+
+@contextmanager
+def pinned(places: Mapping[str, int]) -> Iterator[None]:
+    """Take these entries inside the block, whatever the sizes: small inputs then run the code of big ones."""
+    token = _pinned.set(places)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
