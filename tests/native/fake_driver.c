@@ -6,6 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifdef FAKE_WITHOUT_FUNCTION
+#define cuModuleGetFunction fake_other_name
+#define hipModuleGetFunction fake_other_name
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 #define LOG_BYTES (1 << 20)
 
@@ -56,7 +61,7 @@ static int call(const char* name, const char* format, ...) {
     va_start(list, format);
     n = vsnprintf(text + used, LOG_BYTES - used, format, list);
     va_end(list);
-    if (n > 0 && used + n + 1 < LOG_BYTES) used += n, text[used++] = '\n', text[used] = 0;
+    if (n >= 0 && used + n + 1 < LOG_BYTES) used += n, text[used++] = '\n', text[used] = 0;
     int result = strcmp(name, failing) == 0 && fail_after-- <= 0 ? fail_code : 0;
     pthread_mutex_unlock(&mutex);
     return result;
@@ -128,11 +133,9 @@ EXPORT int cuCtxPopCurrent_v2(void** context) {
     return call("cuCtxPopCurrent", "");
 }
 EXPORT int cuModuleLoadData(void** out, const void* image) { return load(out, image, "cuModuleLoadData"); }
-#ifndef FAKE_WITHOUT_FUNCTION
 EXPORT int cuModuleGetFunction(void** out, void* of, const char* name) {
     return get_function(out, of, name, "cuModuleGetFunction");
 }
-#endif
 EXPORT int cuFuncSetAttribute(void* f, int which, int value) {
     return call("cuFuncSetAttribute", "%s %d %d", ((function*)f)->name, which, value);
 }
@@ -171,11 +174,9 @@ EXPORT int hipSetDevice(int device) {
     return failed;
 }
 EXPORT int hipModuleLoadData(void** out, const void* image) { return load(out, image, "hipModuleLoadData"); }
-#ifndef FAKE_WITHOUT_FUNCTION
 EXPORT int hipModuleGetFunction(void** out, void* of, const char* name) {
     return get_function(out, of, name, "hipModuleGetFunction");
 }
-#endif
 EXPORT int hipModuleLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                                  unsigned shared, void* stream, void** params, void** extra) {
     (void)extra;
