@@ -1,22 +1,24 @@
 # Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
-# TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder).
+# TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder),
+# ROCM_VERSION (what wheel-rocm is named after where no ROCm is installed).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 SIZE ?= 1b
 OUT ?= out/demo
+ROCM_VERSION ?= 7.2
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' 2>/dev/null)
+native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 # Two worker processes of one thread each; tests about threads ask for theirs.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo doctor test test-full bench lint clean
+.PHONY: help demo doctor test test-full bench wheel-cpu wheel-cuda wheel-rocm lint clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
@@ -24,6 +26,7 @@ help:
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-full   all tests'
 	@echo 'make bench       the benchmarks'
+	@echo 'make wheel-cpu   a wheel in dist/ without GPU code; wheel-cuda needs nvcc, wheel-rocm clang 18 or newer and lld'
 	@echo 'make lint        ruff and clang-format'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
@@ -65,6 +68,13 @@ test-full: test
 bench: $(VENV)/.installed $(VENV)/.upstream
 	folder=bench/results/$$($(python) -m bench.device) && mkdir -p $$folder && \
 	$(python) -m pytest bench --benchmark-json=$$folder/bench.json && echo "Wrote $$folder/bench.json"
+
+# Times of files come from the commit, so that two builds give one wheel. What another wheel left behind is no part of it.
+wheel-cpu wheel-cuda wheel-rocm: wheel-%: $(VENV)/.build-tools
+	rm -rf build/lib* build/bdist* openmythos.egg-info
+	OPENMYTHOS_BUILD=$* OPENMYTHOS_ROCM_VERSION=$${OPENMYTHOS_ROCM_VERSION:-$(ROCM_VERSION)} \
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)} \
+	$(pip) wheel --no-build-isolation --no-deps -w dist .
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

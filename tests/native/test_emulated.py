@@ -160,7 +160,7 @@ def test_mixed_dtypes_and_strided_rows(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("loop_dim", [0, 1, 7, 64])
 def test_any_loop_dim(emulated: Emulated, loop_dim: int) -> None:
-    args = step_args(3, 64, 2, 1000)
+    args = step_args(3, 64, 2, 62)
     args[16] = loop_dim
     emulated.check(calls.loop_step, reference.loop_step, args, _step_dtypes(torch.float32))
 
