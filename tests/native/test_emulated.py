@@ -92,7 +92,7 @@ def _record(data: bytes, kernel: str, error: float, instructions: int) -> None:
     with golden.EXECUTED.open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         table = golden.read(golden.EXECUTED) if golden.EXECUTED.stat().st_size else {}
-        new = {sha: kernels for sha, kernels in table.items() if sha in current}
+        new = {sha: dict(kernels) for sha, kernels in table.items() if sha in current}
         # The first run stays, so that running the tests again changes no file.
         new.setdefault(digest, {}).setdefault(kernel, {"error": float(f"{error:.1e}"), "instructions": instructions})
         if new != table:
