@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
 # TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder); for
 # bench-compare BASE (the revision to compare with), THRESHOLD (percent), ONLY (one bench file), PLANT (1.15: slow this
-# tree down by 15%, to see it caught).
+# tree down by 15%, to see it caught); for wheel-rocm ROCM_VERSION (where no ROCm is installed).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,17 +12,18 @@ BASE ?= HEAD
 THRESHOLD ?= 10
 ONLY ?=
 PLANT ?= 1
+ROCM_VERSION ?= 7.2
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
+native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.hip' 2>/dev/null)
 # Two worker processes of one thread each; tests about threads ask for theirs.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo doctor test test-full bench bench-growth bench-compare lint clean
+.PHONY: help demo doctor test test-full bench bench-growth bench-compare wheel-cpu wheel-cuda wheel-rocm lint clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
@@ -32,6 +33,7 @@ help:
 	@echo 'make bench       the benchmarks, with a report under bench/results'
 	@echo 'make bench-growth   cost over loops, cache, batch and experts'
 	@echo 'make bench-compare BASE=<revision>   this tree against another one'
+	@echo 'make wheel-cpu   a wheel in dist/ without GPU code; wheel-cuda needs nvcc, wheel-rocm clang 18 or newer and lld'
 	@echo 'make lint        ruff and clang-format'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
@@ -79,6 +81,13 @@ bench-growth: $(VENV)/.installed $(VENV)/.upstream
 
 bench-compare: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench.compare --base $(BASE) --threshold $(THRESHOLD) --only '$(ONLY)' --plant-slowdown $(PLANT)
+
+# Times of files come from the commit, so that two builds give one wheel. What another wheel left behind is no part of it.
+wheel-cpu wheel-cuda wheel-rocm: wheel-%: $(VENV)/.build-tools
+	rm -rf build/lib* build/bdist* openmythos.egg-info
+	OPENMYTHOS_BUILD=$* OPENMYTHOS_ROCM_VERSION=$${OPENMYTHOS_ROCM_VERSION:-$(ROCM_VERSION)} \
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)} \
+	$(pip) wheel --no-build-isolation --no-deps -w dist .
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,19 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from tools import toolchain  # noqa: E402
+
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openmythos" / "__init__.py").read_text(encoding="utf-8")).group(
+    1
+)
 
 
 def build_kind() -> str:
-    kind = os.environ.get("OPENMYTHOS_BUILD", "cpu")
-    if kind not in ("none", "cpu"):
-        sys.exit(f"OPENMYTHOS_BUILD is {kind!r}, expected 'none' or 'cpu'.")
+    kind = os.environ.get("OPENMYTHOS_BUILD") or "auto"
+    if kind not in toolchain.KINDS:
+        sys.exit(f"OPENMYTHOS_BUILD is {kind!r}, expected one of {', '.join(toolchain.KINDS)}.")
     return kind
 
 
@@ -48,6 +56,17 @@ def why_not() -> str | None:
     return None
 
 
+def gpu_options() -> list[str]:
+    if gpu is None:
+        return ["-DOPENMYTHOS_GPU=none"]
+    return [
+        f"-DOPENMYTHOS_GPU={gpu.vendor}",
+        f"-DOPENMYTHOS_GPU_COMPILER={gpu.compiler}",
+        f"-DOPENMYTHOS_GPU_ARCHS={';'.join(gpu.archs)}",
+        f"-DOPENMYTHOS_GPU_TOOLKIT={gpu.version}",
+    ]
+
+
 class CMakeBuild(build_ext):
     """Builds every target at once: in the source tree for editable installs, in build_lib for wheels."""
 
@@ -58,6 +77,8 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # Code objects of another vendor or an earlier list of architectures must not stay.
+        shutil.rmtree(self.output_folder() / "_lib" / "gpu", ignore_errors=True)
         pybind11 = package_folder("pybind11")
         subprocess.run(
             [
@@ -74,6 +95,7 @@ class CMakeBuild(build_ext):
                 f"-DOPENMYTHOS_TORCH={package_folder('torch')}",
                 f"-DOPENMYTHOS_OUTPUT={self.output_folder()}",
                 f"-DOPENMYTHOS_VERSION={self.distribution.get_version()}",
+                *gpu_options(),
             ],
             check=True,
         )
@@ -81,17 +103,31 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         folder = self.output_folder()
-        return [str(path) for path in [*folder.glob("_native*.so"), *folder.glob("_lib/*.so")]]
+        return [
+            str(path) for path in [*folder.glob("_native*.so"), *folder.glob("_lib/*.so"), *folder.glob("_lib/gpu/*")]
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
 
-options: dict[str, object] = {}
-reason = "OPENMYTHOS_BUILD is 'none'" if build_kind() == "none" else why_not()
+kind = build_kind()
+reason = "OPENMYTHOS_BUILD is 'none'" if kind == "none" else why_not()
+gpu, why = None, reason
+if reason is None:
+    try:
+        gpu, why = toolchain.choose(kind, package_folder("torch"))
+    except toolchain.MissingError as error:
+        sys.exit(f"openmythos: OPENMYTHOS_BUILD is {kind!r}, but {error}.")
+elif kind in ("cuda", "rocm"):
+    sys.exit(f"openmythos: OPENMYTHOS_BUILD is {kind!r}, but {reason}.")
+
+options: dict[str, object] = {"version": f"{VERSION}+{gpu.tag}" if gpu else VERSION}
 if reason is None:
     options["ext_modules"] = [Extension("openmythos._native", sources=[])]
     options["cmdclass"] = {"build_ext": CMakeBuild}
+    archs = f"{gpu.vendor} {gpu.version} with {gpu.compiler} for {', '.join(gpu.archs)}" if gpu else "none"
+    print(f"openmythos: GPU code: {archs}, because {why}.", file=sys.stderr)
 else:
     print(f"openmythos: native kernels are left out, because {reason}.", file=sys.stderr)
 # The folder stands at the top, and is imported as openmythos.triton_kernels: the bare name belongs to another package.

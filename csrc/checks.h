@@ -24,9 +24,11 @@ template <class... Parts>
     throw std::runtime_error(message.str());
 }
 
+enum class Where { cpu, gpu };
+
 class Checks {
 public:
-    explicit Checks(const char* op) : op_(op) {}
+    explicit Checks(const char* op, Where where = Where::cpu) : op_(op), where_(where) {}
 
     template <class... Parts>
     void require(bool ok, const Parts&... parts) const {
@@ -43,10 +45,24 @@ public:
             axis++;
         }
         require(ok, name, " has shape ", text(x), ", expected ", text(sizes));
-        require(x.is_cpu(), name, " is on another device, expected the CPU");
+        same_device(x, name);
         require(x.dim() == 0 || x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) <= 1, name, " has innermost stride ",
                 x.dim() ? x.stride(x.dim() - 1) : 1, ", expected 1");
     }
+
+    // On the op's kind of device, and where that of the first tensor was: there may be several GPUs.
+    void same_device(const Tensor& x, const char* name) const {
+        if (where_ == Where::cpu) {
+            require(x.is_cpu(), name, " is on another device, expected the CPU");
+            return;
+        }
+        require(x.is_cuda(), name, " is on another device, expected a CUDA or ROCm one");
+        if (device_ < 0) device_ = x.get_device_index();
+        require(x.get_device_index() == device_, name, " is on cuda:", int(x.get_device_index()),
+                ", expected cuda:", device_, " as the tensors before it");
+    }
+    // Index of the GPU that the tensors are on; 0 where they are on the CPU.
+    int device() const { return device_ < 0 ? 0 : device_; }
 
     void contiguous(const Tensor& x, const char* name) const {
         require(x.is_contiguous(), name, " is not contiguous, expected a contiguous tensor");
@@ -128,6 +144,8 @@ private:
     }
 
     const char* op_;
+    Where where_;
+    mutable int device_ = -1;
 };
 
 }  // namespace openmythos

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/cpu_features.h"
+#include "runtime/driver.h"
 
 namespace {
 
@@ -38,15 +39,40 @@ pybind11::dict build_info() {
 #endif
     info["torch_target"] = std::to_string(target >> 56) + "." + std::to_string(target >> 48 & 0xff);
     info["isa_variants"] = built_variants();
+    info["gpu"] = OPENMYTHOS_GPU;
+    info["gpu_toolkit"] = OPENMYTHOS_GPU_TOOLKIT;
+    info["gpu_archs"] = OPENMYTHOS_GPU_ARCHS;
     return info;
+}
+
+// One sentence a vendor: the driver's version and its devices, or why there is none.
+std::map<std::string, std::string> gpu_devices() {
+    using namespace openmythos::runtime;
+    std::map<std::string, std::string> found;
+    for (auto [vendor, open] : {std::pair{"cuda", &open_cuda}, std::pair{"rocm", &open_hip}}) {
+        try {
+            auto driver = open();
+            std::string text = driver->version() + ":";
+            for (int i = 0; i < driver->device_count(); i++) {
+                Device device = driver->device(i);
+                text += (i ? ", " : " ") + device.arch + " with " + std::to_string(device.multiprocessors) +
+                        " multiprocessors";
+            }
+            found[vendor] = text;
+        } catch (const std::exception& error) {
+            found[vendor] = error.what();
+        }
+    }
+    return found;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "What the native library was built with, and what this CPU can run.";
+    m.doc() = "What the native library was built with, and what this CPU and the GPU drivers offer.";
     m.def("build_info", &build_info,
-          "Version, compiler, oldest torch that the op library supports, ISA variants built.");
+          "Version, compiler, oldest torch that the op library supports, ISA variants and GPU code built.");
+    m.def("gpu_devices", &gpu_devices, "What each vendor's driver shows: {vendor: a sentence}.");
     m.def("cpu_features", &cpu_features, "Instruction sets of this CPU, as far as the kernels care.");
     m.def("isa_variants", &isa_variants, "ISA variants that this CPU can run, best first.");
 }

@@ -24,6 +24,7 @@ VARIABLES = (
     "OPENMYTHOS_BACKEND",
     "OPENMYTHOS_CPU_ISA",
     "OPENMYTHOS_BUILD",
+    "OPENMYTHOS_ROCM_VERSION",
     "OPENMYTHOS_UPSTREAM",
     "OPENMYTHOS_TINYGRAD",
 )
@@ -105,7 +106,11 @@ def _native() -> dict[str, object]:
     reason = library.missing()
     if reason is not None:
         return {"library": f"missing: {reason}", "cpu isa": "none: plain PyTorch serves every op"}
-    facts: dict[str, object] = {"library": "loaded", "cpu isa": _ask(library.cpu_isa)}
+    facts: dict[str, object] = {
+        "library": "loaded",
+        "cpu isa": _ask(library.cpu_isa),
+        "gpu code": _ask(library.gpu_code),
+    }
     try:
         from openmythos import _native as native
     except ImportError as error:
@@ -113,6 +118,7 @@ def _native() -> dict[str, object]:
         return facts
     facts["cpu isa variants"] = ", ".join(native.isa_variants()) or "none that this CPU can run"
     facts["cpu features"] = ", ".join(sorted(name for name, has in native.cpu_features().items() if has))
+    facts |= {f"{vendor} driver": text for vendor, text in native.gpu_devices().items()}
     facts["build"] = ", ".join(f"{name} {value}" for name, value in native.build_info().items())
     return facts
 

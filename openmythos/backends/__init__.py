@@ -1,11 +1,11 @@
 """What each backend supports, registered in the dispatch table.
 
-The order of the imports is the order of preference on a device: the C++ kernels on the CPU, Triton's before the
-vendors' libraries on GPUs. A row that should go first only for some calls says no to the others in `supports()`.
+The order of the imports is the order of preference on a device: the C++ kernels, then Triton's, then the vendors'
+libraries. A row that should go first only for some calls says no to the others in `supports()`.
 """
 
 from __future__ import annotations
 
-from openmythos.backends import cpu, library, triton, vendor, sdpa  # isort: skip
+from openmythos.backends import cpu, library, native, triton, vendor, sdpa  # isort: skip
 
-__all__ = ["cpu", "library", "sdpa", "triton", "vendor"]
+__all__ = ["cpu", "library", "native", "sdpa", "triton", "vendor"]

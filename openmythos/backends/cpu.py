@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from openmythos import reference
+from openmythos.backends.calls import as_rows, loop_step, loop_step_, rms_norm, rms_norm_add
 from openmythos.backends.library import missing
 from openmythos.dispatch import register
 
@@ -40,10 +41,6 @@ def _one_dtype(*tensors: torch.Tensor) -> str | None:
     return reason
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
 def _linear_supports(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     rows = x.numel() // max(x.shape[-1], 1)
     reason = _one_dtype(x, weight)
@@ -55,7 +52,7 @@ def _linear_supports(x: torch.Tensor, weight: torch.Tensor) -> str | None:
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    native.linear(_rows(x), weight, _rows(out))
+    native.linear(as_rows(x), weight, as_rows(out))
     return out
 
 
@@ -65,7 +62,7 @@ def _swiglu_supports(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down
 
 def _swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     out = x.new_empty((*x.shape[:-1], down.shape[0]))
-    native.swiglu(_rows(x), gate, up, down, _rows(out))
+    native.swiglu(as_rows(x), gate, up, down, as_rows(out))
     return out
 
 
@@ -89,21 +86,6 @@ def _norm_add_supports(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> str | None:
     return _norm_supports(x, weight, eps, dtype) or _why_not(residual)
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> torch.Tensor:
-    out = torch.empty(x.shape, dtype=dtype or torch.promote_types(x.dtype, weight.dtype))
-    native.rms_norm(_rows(x), None, weight, eps, _rows(out), None)
-    return out
-
-
-def _rms_norm_add(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    total = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    out = torch.empty(x.shape, dtype=dtype or torch.promote_types(total.dtype, weight.dtype))
-    native.rms_norm(_rows(x), _rows(residual), weight, eps, _rows(out), _rows(total))
-    return out, total
 
 
 def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
@@ -192,38 +174,16 @@ def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     return reason
 
 
-def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, outputs) -> None:
-    rows = t.to(torch.int32) if isinstance(t, torch.Tensor) else None
-    scalar = 0 if rows is not None else t
-    params = [None if tensor is None else tensor.contiguous() for tensor in params]
-    native.loop_step(h, e, block_out, h_out, cum_p, *params, rows, scalar, threshold, eps, loop_dim, *outputs)
-
-
-def _loop_step(h, e, block_out, h_out, cum_p, *rest):
-    params, tail = rest[:8], rest[8:]
-    following = torch.empty(h.shape if params[-1] is not None else (0,), dtype=e.dtype)
-    new, new_out = torch.empty(h.shape, dtype=h.dtype), torch.empty(h.shape, dtype=torch.float32)
-    new_p = torch.empty(cum_p.shape, dtype=torch.float32)
-    outputs = (new, new_out, new_p, following if params[-1] is not None else None)
-    _step(h, e, block_out, h_out, cum_p, params, *tail, outputs)
-    return new, new_out, new_p, following
-
-
-def _loop_step_(h, e, block_out, h_out, cum_p, *rest) -> None:
-    params, x_next, tail = rest[:8], rest[8], rest[9:]
-    _step(h, e, block_out, h_out, cum_p, params, *tail, (h, h_out, cum_p, x_next))
-
-
 register("linear", "cpu", _linear, device="cpu", supports=_linear_supports)
 register("linear", "torch", reference.linear, device="cpu")
 register("swiglu", "cpu", _swiglu, device="cpu", supports=_swiglu_supports)
 register("swiglu", "torch", reference.swiglu, device="cpu")
 register("rope", "cpu", _rope, device="cpu", supports=_rope_supports)
-register("rms_norm", "cpu", _rms_norm, device="cpu", supports=_norm_supports)
-register("rms_norm_add", "cpu", _rms_norm_add, device="cpu", supports=_norm_add_supports)
+register("rms_norm", "cpu", rms_norm, device="cpu", supports=_norm_supports)
+register("rms_norm_add", "cpu", rms_norm_add, device="cpu", supports=_norm_add_supports)
 register("moe_route", "cpu", _moe_route, device="cpu", supports=_route_supports)
 register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_supports)
 register("moe", "cpu", _moe, device="cpu", supports=_moe_supports)
 register("mla_attention", "cpu", _mla_attention, device="cpu", supports=_mla_supports)
-register("loop_step", "cpu", _loop_step, device="cpu", supports=_step_supports)
-register("loop_step_", "cpu", _loop_step_, device="cpu", supports=_step_supports)
+register("loop_step", "cpu", loop_step, device="cpu", supports=_step_supports)
+register("loop_step_", "cpu", loop_step_, device="cpu", supports=_step_supports)

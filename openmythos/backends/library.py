@@ -12,17 +12,35 @@ _LIBRARY = Path(__file__).parent.parent / "_lib" / "libopenmythos_native.so"
 
 
 @functools.cache
-def missing() -> str | None:
-    """Load the op library `openmythos_native`; None when its kernels can run here, else the reason why not."""
+def not_loaded() -> str | None:
+    """Load the op library `openmythos_native`; None when that worked, else the reason why not."""
     if not _LIBRARY.exists():
         return "the native library is not built: a C++ compiler, then pip install --no-build-isolation ."
     try:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
         return f"the native library does not load: {error}"
-    if not cpu_variants():
-        return "the native kernels need a CPU with AVX2, FMA and F16C"
     return None
+
+
+@functools.cache
+def missing() -> str | None:
+    """None when the library's CPU kernels can run here, else the reason why not."""
+    reason = not_loaded()
+    if reason is None and not cpu_variants():
+        return "the native kernels need a CPU with AVX2, FMA and F16C"
+    return reason
+
+
+@functools.cache
+def gpu_missing(device: int = 0) -> str | None:
+    """None when the library's GPU kernels can run on the device, else the reason why not."""
+    return not_loaded() or torch.ops.openmythos_native.gpu_reason(device) or None
+
+
+def gpu_code() -> str:
+    """Which code objects the library has beside it, or that it has none."""
+    return not_loaded() or torch.ops.openmythos_native.gpu_code()
 
 
 def cpu_variants() -> list[str]:

@@ -37,6 +37,7 @@ from tests.emulated.emulator.translate import in_translator_thread, translator
 LDS_BYTES, WORK_ITEMS = 65536, 1024
 # LDS is not cleared on a real device.
 LDS_FILL = 0xA5
+LDS_REACH = 2**32 + 4096
 SCALAR_SPACE, VECTOR_SPACE = 1088, VECTORS * LANES * 4
 # What operand numbers 240 to 248 stand for.
 FLOATS = (0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 4.0, -4.0, 0.15915494309189532)
@@ -228,8 +229,18 @@ class _Launch:
         return scalars
 
     def memory(self) -> mmap.mmap:
-        """Room for one workgroup: LDS, then registers and scratch of each wave."""
-        return mmap.mmap(-1, LDS_BYTES + self.waves * self.wave_space)
+        """Room for one workgroup: LDS, then registers and scratch of each wave, then addresses without memory.
+
+        A translated LDS load reads before it asks whether the lane is on, and a lane that is off may hold any 32-bit
+        number as its address.
+        """
+        reserved = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        return mmap.mmap(-1, self.used + LDS_REACH, flags=reserved)
+
+    @property
+    def used(self) -> int:
+        """Bytes of `memory` that hold something."""
+        return LDS_BYTES + self.waves * self.wave_space
 
     def wave(self, index: int, group: tuple[int, int, int], lds: int) -> Wave:
         """Wave `index` of a workgroup, before its first instruction, in memory that holds zeros."""
@@ -300,7 +311,7 @@ def launch(
         if not hasattr(local, "memory"):
             local.memory = shared.memory()
         lds = ctypes.addressof(ctypes.c_char.from_buffer(local.memory))
-        ctypes.memset(lds, 0, len(local.memory))
+        ctypes.memset(lds, 0, shared.used)
         ctypes.memset(lds, LDS_FILL, shared.lds)
         group = shared.group(index)
         waves = [shared.wave(i, group, lds) for i in range(shared.waves)]

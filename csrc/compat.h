@@ -1,0 +1,220 @@
+#pragma once
+
+// The only file that knows CUDA from HIP. nvcc reads it, and clang or hipcc with `-x hip -nogpuinc -nogpulib`: on AMD
+// there are compiler builtins and nothing else, since the device libraries need not be installed. Waves have 32 lanes
+// on both.
+
+#include <stdint.h>
+
+#ifdef __HIP__
+#define OPENMYTHOS_HIP 1
+#ifndef __device__
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#endif
+// No shared object can be preloaded over a kernel, so that the compiler may see through everything in it.
+#define OPENMYTHOS_KERNEL(threads) extern "C" __global__ __attribute__((amdgpu_flat_work_group_size(1, threads))) void
+#else
+#define OPENMYTHOS_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#endif
+#define OPENMYTHOS_DEVICE __device__ __attribute__((always_inline)) inline
+
+namespace openmythos::gpu {
+
+constexpr int WAVE = 32;
+
+// ---- where a thread is ------------------------------------------------------------------------------------------
+
+#ifdef OPENMYTHOS_HIP
+OPENMYTHOS_DEVICE int thread_index() { return __builtin_amdgcn_workitem_id_x(); }
+OPENMYTHOS_DEVICE int block_threads() { return __builtin_amdgcn_workgroup_size_x(); }
+OPENMYTHOS_DEVICE int block_index() { return __builtin_amdgcn_workgroup_id_x(); }
+OPENMYTHOS_DEVICE int block_index_y() { return __builtin_amdgcn_workgroup_id_y(); }
+OPENMYTHOS_DEVICE int block_index_z() { return __builtin_amdgcn_workgroup_id_z(); }
+OPENMYTHOS_DEVICE void sync_block() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+#else
+OPENMYTHOS_DEVICE int thread_index() { return int(threadIdx.x); }
+OPENMYTHOS_DEVICE int block_threads() { return int(blockDim.x); }
+OPENMYTHOS_DEVICE int block_index() { return int(blockIdx.x); }
+OPENMYTHOS_DEVICE int block_index_y() { return int(blockIdx.y); }
+OPENMYTHOS_DEVICE int block_index_z() { return int(blockIdx.z); }
+OPENMYTHOS_DEVICE void sync_block() { __syncthreads(); }
+#endif
+OPENMYTHOS_DEVICE int lane_index() { return thread_index() % WAVE; }
+OPENMYTHOS_DEVICE int wave_index() { return thread_index() / WAVE; }
+
+// ---- exchange within a wave -------------------------------------------------------------------------------------
+
+// The value of lane `lane ^ MASK`.
+template <int MASK>
+OPENMYTHOS_DEVICE float from_lane_xor(float x) {
+    static_assert(MASK > 0 && MASK < WAVE);
+#ifdef OPENMYTHOS_HIP
+    int bits = __builtin_bit_cast(int, x);
+    if constexpr ((MASK & 16) != 0)
+        bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, false, false);
+    // row_xmask: a register move on RDNA, where a shuffle through LDS would take tens of cycles.
+    if constexpr ((MASK & 15) != 0) bits = __builtin_amdgcn_update_dpp(0, bits, 0x160 + (MASK & 15), 0xf, 0xf, true);
+    return __builtin_bit_cast(float, bits);
+#else
+    return __shfl_xor_sync(0xffffffffu, x, MASK);
+#endif
+}
+
+template <int MASK = WAVE / 2>
+OPENMYTHOS_DEVICE float wave_sum(float x) {
+    if constexpr (MASK > 0) {
+        x += from_lane_xor<MASK>(x);
+        return wave_sum<MASK / 2>(x);
+    }
+    return x;
+}
+
+template <int MASK = WAVE / 2>
+OPENMYTHOS_DEVICE float wave_max(float x) {
+    if constexpr (MASK > 0) {
+        x = __builtin_fmaxf(x, from_lane_xor<MASK>(x));
+        return wave_max<MASK / 2>(x);
+    }
+    return x;
+}
+
+// Sums COUNT values over the wave at once, halving their number while there is more than one: COUNT - 1 exchanges and
+// log2(WAVE / COUNT) more, instead of COUNT log2(WAVE). Lane l gets the sum of values[l / (WAVE / COUNT)].
+template <int COUNT, int MASK = WAVE / 2>
+OPENMYTHOS_DEVICE float wave_sums(float (&values)[COUNT]) {
+    static_assert(COUNT >= 1 && COUNT <= WAVE && (COUNT & (COUNT - 1)) == 0);
+    if constexpr (COUNT == 1) {
+        return wave_sum<MASK>(values[0]);
+    } else {
+        const bool upper = lane_index() & MASK;
+        float half[COUNT / 2];
+#pragma unroll
+        for (int i = 0; i < COUNT / 2; i++) {
+            float given = upper ? values[i] : values[i + COUNT / 2], kept = upper ? values[i + COUNT / 2] : values[i];
+            half[i] = kept + from_lane_xor<MASK>(given);
+        }
+        return wave_sums<COUNT / 2, MASK / 2>(half);
+    }
+}
+
+// ---- numbers ----------------------------------------------------------------------------------------------------
+
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+OPENMYTHOS_DEVICE float to_float(float x) { return x; }
+OPENMYTHOS_DEVICE float to_float(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+OPENMYTHOS_DEVICE float to_float(f16 x) {
+#ifdef OPENMYTHOS_HIP
+    return float(__builtin_bit_cast(_Float16, x.bits));
+#else
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+#endif
+}
+
+template <class T>
+OPENMYTHOS_DEVICE T from_float(float x);
+template <>
+OPENMYTHOS_DEVICE float from_float<float>(float x) {
+    return x;
+}
+template <>
+OPENMYTHOS_DEVICE bf16 from_float<bf16>(float x) {
+#ifdef OPENMYTHOS_HIP
+    uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return {uint16_t(x != x ? bits >> 16 | 0x40 : rounded)};
+#else
+    uint16_t y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return {y};
+#endif
+}
+template <>
+OPENMYTHOS_DEVICE f16 from_float<f16>(float x) {
+#ifdef OPENMYTHOS_HIP
+    return {__builtin_bit_cast(uint16_t, _Float16(x))};
+#else
+    uint16_t y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return {y};
+#endif
+}
+
+OPENMYTHOS_DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+OPENMYTHOS_DEVICE float inverse_sqrt(float x) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_amdgcn_rsqf(x);
+#else
+    return rsqrtf(x);
+#endif
+}
+
+// 2^x and log2(x) as the hardware has them: about one unit in the last place.
+OPENMYTHOS_DEVICE float fast_exp2(float x) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_amdgcn_exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+OPENMYTHOS_DEVICE float fast_log2(float x) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_amdgcn_logf(x);
+#else
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// The same number, but the compiler no longer knows: comparisons with it are made again rather than kept in registers.
+OPENMYTHOS_DEVICE int forgotten(int x) {
+#ifdef OPENMYTHOS_HIP
+    asm("" : "+v"(x));
+#else
+    asm("" : "+r"(x));
+#endif
+    return x;
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------
+
+// 16 bytes: what one load or store moves.
+typedef uint32_t words4 __attribute__((vector_size(16)));
+struct alignas(16) Words {
+    uint32_t w[4];
+};
+
+// Data that this block reads once: it must not push out of the first cache what blocks share.
+OPENMYTHOS_DEVICE Words load_once(const void* p) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_bit_cast(Words, __builtin_nontemporal_load(static_cast<const words4*>(p)));
+#else
+    Words x;
+    asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+        : "l"(p));
+    return x;
+#endif
+}
+OPENMYTHOS_DEVICE Words load_shared_by_blocks(const void* p) { return *static_cast<const Words*>(p); }
+OPENMYTHOS_DEVICE void store_words(void* p, Words x) { *static_cast<Words*>(p) = x; }
+
+}  // namespace openmythos::gpu

@@ -1,0 +1,44 @@
+#include <algorithm>
+#include <cmath>
+
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+// Fills in `aligned` and the frequency of the embedding.
+Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
+    constexpr double THETA = 10000.;
+    double frequency = p.loop_dim ? -2. * std::log2(THETA) / p.loop_dim : 0.;
+    p.frequency_hi = float(frequency), p.frequency_lo = float(frequency - p.frequency_hi);
+
+    bool fast = p.d % VEC == 0 && is_aligned(p.h_out) && is_aligned(p.h_out_new);
+    for (const gpu::Rows* x : {&p.h, &p.e, &p.block_out, &p.h_new, &p.x_next})
+        if (x->data) fast = fast && x->type == p.h.type && is_aligned(*x);
+    for (const float* x : {p.a, p.b, p.lora_down, p.lora_b, p.halt_w, p.norm_w}) fast = fast && is_aligned(x);
+    p.aligned = fast;
+
+    constexpr int64_t THREADS = 512, CHUNKS = 4;  // a block's rows times a thread's chunks
+    const int64_t table = p.x_next.data ? int64_t(p.loop_dim) * 4 : 0;
+    int rows = 1;
+    if (fast) {
+        // More rows a block read the low-rank matrices less often; fewer leave no multiprocessor without work.
+        for (int each : {4, 2}) {
+            if (p.d > THREADS * VEC * CHUNKS / each || p.n < int64_t(each) * multiprocessors) continue;
+            if (p.t_rows && table * each > MAX_LOOP_DIM * 4) continue;
+            rows = each;
+            break;
+        }
+    }
+    constexpr const char* names[gpu::TYPES][3] = {
+        {"openmythos_loop_step_f32_rows1", "openmythos_loop_step_f32_rows2", "openmythos_loop_step_f32_rows4"},
+        {"openmythos_loop_step_bf16_rows1", "openmythos_loop_step_bf16_rows2", "openmythos_loop_step_bf16_rows4"},
+        {"openmythos_loop_step_f16_rows1", "openmythos_loop_step_f16_rows2", "openmythos_loop_step_f16_rows4"}};
+    const char* kernel = fast ? names[int(p.h.type)][rows / 2] : "openmythos_loop_step_any_rows1";
+    int64_t wanted = (p.d + VEC - 1) / VEC, threads = std::min(THREADS, (wanted + 31) / 32 * 32);
+    return {"loop_step",
+            kernel,
+            {unsigned((p.n + rows - 1) / rows), 1, 1, unsigned(threads), unsigned(table * (p.t_rows ? rows : 1))},
+            &p};
+}
+
+}  // namespace openmythos::runtime

@@ -1,0 +1,30 @@
+#include <algorithm>
+
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+using gpu::Type;
+
+// Fills in `aligned`.
+Launch plan(gpu::RmsNormParams& p) {
+    bool fast = p.d % VEC == 0 && is_aligned(p.weight);
+    for (const gpu::Rows* x : {&p.x, &p.residual, &p.out, &p.sum})
+        if (x->data) fast = fast && is_aligned(*x);
+    for (const gpu::Rows* x : {&p.residual, &p.sum})
+        if (x->data) fast = fast && x->type == p.x.type;
+    p.aligned = fast;
+    const char* kernel = "openmythos_rms_norm_any_any";
+    if (fast && p.x.type == Type::float32) {
+        constexpr const char* names[gpu::TYPES] = {"openmythos_rms_norm_f32_f32", "openmythos_rms_norm_f32_bf16",
+                                                   "openmythos_rms_norm_f32_f16"};
+        kernel = names[int(p.out.type)];
+    } else if (fast && p.out.type == p.x.type) {
+        kernel = p.x.type == Type::bfloat16 ? "openmythos_rms_norm_bf16_bf16" : "openmythos_rms_norm_f16_f16";
+    }
+    constexpr int64_t MOST = MAX_WIDTH / VEC / 2;  // two chunks a thread
+    int64_t wanted = (p.d + VEC - 1) / VEC, threads = std::min(MOST, (wanted + 31) / 32 * 32);
+    return {"rms_norm", kernel, {unsigned(p.n), 1, 1, unsigned(threads), 0}, &p};
+}
+
+}  // namespace openmythos::runtime

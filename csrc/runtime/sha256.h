@@ -1,0 +1,11 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace openmythos::runtime {
+
+// SHA-256 (FIPS 180-4) of the bytes, in hexadecimal.
+std::string sha256(std::string_view bytes);
+
+}  // namespace openmythos::runtime

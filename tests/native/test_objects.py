@@ -1,0 +1,59 @@
+"""Every kernel compiles for every architecture, spills nothing, fits, and is what the golden table says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.native import building, golden
+from tools import code_objects, device_code
+
+# Those in every run; the others take their time.
+QUICK = {("rms_norm", arch) for arch in golden.ARCHS} | {("loop_step", "gfx1151"), ("loop_step", "sm_90a")}
+CASES = [
+    pytest.param(op, arch, id=f"{op}-{arch}", marks=[] if (op, arch) in QUICK else [pytest.mark.slow])
+    for op in device_code.ops()
+    for arch in golden.ARCHS
+]
+
+
+@pytest.mark.parametrize(("op", "arch"), CASES)
+def test_compiles_to_the_golden_table(op: str, arch: str) -> None:
+    reason = building.missing_device_compiler(arch)
+    if reason:
+        pytest.skip(reason)
+    path, _ = building.device_object(op, arch)
+    found = golden.facts(op, arch)
+    assert sorted(found) == code_objects.kernels_of(path)
+    assert code_objects.arch_of(path) == arch.removesuffix("a")
+    for kernel, row in found.items():
+        assert row["spills"] == 0, f"{kernel} spills {row['spills']} for {arch}"
+        assert row["shared"] <= golden.LDS_BYTES, kernel
+    if arch.startswith("gfx"):
+        assert {kernel.wave for kernel in code_objects.amd_facts(path.read_bytes()).values()} == {32}
+    table = golden.read()
+    vendor = "rocm" if arch.startswith("gfx") else "cuda"
+    if table["compilers"][vendor] != golden.compiler_version(arch):
+        pytest.skip(f"the table was made by {table['compilers'][vendor]}; nothing spills here either")
+    for kernel, row in found.items():
+        assert table[arch].get(kernel) == row, f"{kernel} for {arch} changed: python -m tests.native.golden"
+
+
+def test_the_table_has_no_kernel_of_the_past() -> None:
+    table = golden.read()
+    assert sorted(table) == sorted(["compilers", *golden.ARCHS])
+    assert len({tuple(sorted(table[arch])) for arch in golden.ARCHS}) == 1, "every architecture has the same kernels"
+
+
+def test_every_gfx1151_kernel_has_been_executed() -> None:
+    executed = golden.read(golden.EXECUTED)
+    for kernel, row in golden.read()["gfx1151"].items():
+        record = executed.get(row["sha256"], {}).get(kernel)
+        assert record, f"this build of {kernel} was never executed: pytest -m slow tests/native/test_emulated.py"
+
+
+def test_no_include_but_ours() -> None:
+    """Device code includes no SDK's header, so that a compiler alone builds it."""
+    for path in [building.ROOT / "csrc" / "compat.h", *device_code.GPU.iterdir()]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#include"):
+                assert line == "#include <stdint.h>" or '"' in line, f"{path.name}: {line}"
