@@ -12,9 +12,6 @@ from bench.roofline import markdown as roofline
 from openmythos.roofline import Machine
 from openmythos.roofline.fractions import FILE, PHASES
 
-# what stands for a case in the README and in the check of repeatability
-HEADLINES = ("bench_model.py", "bench_moe.py")
-
 
 def load(file: Path) -> dict[str, Any]:
     """A recorded run.
@@ -150,11 +147,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where bench.json lies")
-    folder = parser.parse_args().folder
+    parser.add_argument("--remember", action="store_true", help="keep the model's fractions with the package")
+    args = parser.parse_args()
+    folder = args.folder
     recorded = load(folder / "bench.json")
     (folder / "report.md").write_text(markdown(recorded), encoding="utf-8")
     bars(recorded, folder / "report.png")
-    remember(recorded)
+    if args.remember:
+        remember(recorded)
     print(f"Wrote {folder / 'report.md'} and report.png")
 
 
