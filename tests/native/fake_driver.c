@@ -19,7 +19,12 @@ static char text[LOG_BYTES];
 static size_t used;
 static char failing[64];
 static int fail_code, fail_after;
-static char archs[8][64] = {"sm_90", "sm_90"};
+#ifdef FAKE_CUDA
+#define ARCH "sm_90"
+#else
+#define ARCH "gfx1151"
+#endif
+static char archs[8][64] = {ARCH, ARCH};
 static int devices = 2;
 static int multiprocessors = 4;
 

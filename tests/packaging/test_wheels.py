@@ -184,10 +184,7 @@ def test_gpu_code_is_found_beside_a_driver(kind: str, installed: Path) -> None:
     )
     said = _run(installed, "-c", code, LD_LIBRARY_PATH=str(folder))
     assert said.startswith(f"{kind} ")
-    if kind == "cuda":
-        assert "| None |" in said
-    else:
-        assert "cuda:0 is sm_90" in said or "no gfx architecture" in said
+    assert "| None |" in said
     assert "not cuda:5" in said
 
 
