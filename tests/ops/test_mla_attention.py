@@ -36,6 +36,8 @@ SIZES = {
     "one key more": (1, 64, 65, 2, (16, 8, 24, 16)),
     "129 queries": (1, 129, 129, 2, (8, 4, 16, 8)),
     "no queries": (2, 0, 5, 2, (8, 4, 16, 8)),
+    "15 rows of one token and head": (2, 3, 40, 5, (24, 6, 40, 24)),
+    "latent over 512": (1, 2, 135, 3, (10, 6, 521, 9)),
 }
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 
@@ -52,6 +54,49 @@ def test_forward(row: Row, dtype: torch.dtype, form: str, causal: bool, size: tu
     assert out.shape == (batch, new, heads, dims[3])
     assert lse.shape == (batch, heads, new)
     assert lse.dtype == torch.float32
+
+
+# The latents and heads of the models: (H, (dn, dr, dc, dv))
+MODELS = {
+    "1b": (16, (64, 32, 256, 64)),
+    "3b": (24, (96, 32, 384, 96)),
+    "10b": (32, (128, 64, 512, 128)),
+    "50b": (48, (128, 64, 512, 128)),
+    "500b": (96, (128, 64, 1024, 128)),
+}
+
+
+@each_row("mla_attention")
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_dimensions_of_the_models(row: Row, dtype: torch.dtype, form: str, model: tuple) -> None:
+    """Two tokens over 37 keys, the second sequence shorter: rows of tokens and heads share tiles.
+
+    Decompressed, the heads are independent of each other, and three are enough.
+    """
+    heads, dims = model
+    heads = heads if form == "absorbed" else 3
+    args = attention_inputs(2, 2, 37, heads, dims, dtype)
+    call = (*args, (dims[0] + dims[1]) ** -0.5, True, torch.tensor([37, 20]), None, form)
+    check_row(row, reference.mla_attention, call, dtype)
+
+
+@each_row("mla_attention")
+@each_dtype
+@pytest.mark.parametrize("dc", [40, 521], ids=["narrow", "wide"])
+def test_many_shares_of_the_keys(row: Row, dtype: torch.dtype, dc: int) -> None:
+    """1000 keys are attended to in shares; of the shorter sequences many shares are empty."""
+    args = attention_inputs(4, 1, 1000, 3, (16, 8, dc, 24), dtype)
+    lengths = torch.tensor([1000, 257, 5, 0], dtype=torch.int32)
+    for b, length in enumerate(lengths):
+        args[2][b, length:] = float("nan")
+        args[3][b, length:] = float("nan")
+    call = (*args, 0.2, True, lengths, None, "absorbed")
+    out, lse = check_row(row, reference.mla_attention, call, dtype)
+    assert out[3].eq(0).all()
+    assert lse[3].eq(float("-inf")).all()
+    check_repeatable(row, call)
 
 
 @each_row("mla_attention")
@@ -132,23 +177,41 @@ def test_a_sequence_alone_equals_the_sequence_in_a_batch(row: Row, dtype: torch.
         assert_close("sequence alone", row.call(*alone, *tail)[0], truth[b : b + 1], plain, dtype)
 
 
+def paged(args: list[torch.Tensor], lengths: list[int], page: int, unused: int) -> tuple[list, torch.Tensor]:
+    """The inputs with latent and k_rope in pools of shuffled pages: NaN in unused slots, `unused` as unused ids."""
+    batch, total = args[2].shape[:2]
+    width, dc = args[2].shape[2] + args[3].shape[2], args[2].shape[2]
+    slots = -(-total // page)
+    pool = torch.full((batch * slots + 3, page, width), float("nan"), dtype=args[2].dtype)
+    table = torch.randperm(len(pool))[: batch * slots].view(batch, slots).to(torch.int32)
+    for b, length in enumerate(lengths):
+        for slot in range(slots):
+            count = min(page, length - slot * page)
+            if count <= 0:
+                table[b, slot] = unused
+                continue
+            keys = slice(slot * page, slot * page + count)
+            pool[table[b, slot], :count, :dc] = args[2][b, keys]
+            pool[table[b, slot], :count, dc:] = args[3][b, keys]
+    return [*args[:2], pool[..., :dc], pool[..., dc:], *args[4:]], table
+
+
 @each_row("mla_attention")
 @each_dtype
 @FORMS
-def test_paged_cache(row: Row, dtype: torch.dtype, form: str) -> None:
-    args = attention_inputs(2, 3, 32, 3, (13, 6, 37, 17), dtype)
-    pool = [randn(9, 16, width, dtype=dtype) for width in (37, 6)]
-    table = torch.tensor([[7, 2], [4, -1]], dtype=torch.int32)
-    lengths = torch.tensor([29, 11])
-    for b, pages in enumerate(table.tolist()):
-        for slot, page in enumerate(pages):
-            if page >= 0:
-                for part in range(2):
-                    pool[part][page] = args[2 + part][b, 16 * slot : 16 * slot + 16]
-    paged = [*args[:2], *pool, *args[4:], 0.2, True, lengths, table, form]
-    found = row.call(*paged)
-    plain = reference.mla_attention(*args, 0.2, True, lengths, None, form)
-    truth = reference.mla_attention(*(part.double() for part in args), 0.2, True, lengths, None, form)
+@CAUSAL
+@pytest.mark.parametrize(
+    ("page", "dc", "index"), [(16, 37, torch.int64), (48, 24, torch.int32), (64, 521, torch.int32)], ids=str
+)
+def test_paged_cache(row: Row, dtype: torch.dtype, form: str, causal: bool, page: int, dc: int, index) -> None:
+    args = attention_inputs(4, 3, 160, 3, (13, 6, dc, 17), dtype)
+    lengths = [151, 16, 2, 0]
+    # the reference gathers whole pages, so that it needs ids it can read
+    pools, table = paged(args, lengths, page, -1 if row.backend == "reference" else 2**30)
+    lengths = torch.tensor(lengths)
+    found = row.call(*pools, 0.2, causal, lengths.to(index), table.to(index), form)
+    plain = reference.mla_attention(*args, 0.2, causal, lengths, None, form)
+    truth = reference.mla_attention(*(part.double() for part in args), 0.2, causal, lengths, None, form)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(name, mine, true, other, dtype)
 
@@ -194,6 +257,72 @@ def test_gradients(dtype: torch.dtype, causal: bool, ragged: bool) -> None:
     names = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
     for name, mine, true, plain in zip(names, *found, strict=True):
         assert_close(f"gradient of {name}", mine, true, plain, dtype, limits=FLOAT16_PRODUCTS)
+
+
+BACKWARD = {
+    "few numbers": (1, 2, 5, 1, (3, 2, 5, 3)),
+    "a tile and more": (2, 65, 65, 2, (97, 32, 131, 47)),
+    "chunk": (1, 7, 129, 4, (13, 10, 37, 97)),
+    "no queries": (2, 0, 5, 2, (8, 4, 16, 8)),
+    "no keys": (2, 2, 0, 2, (8, 4, 16, 8)),
+    "3b": (1, 33, 70, 2, (96, 32, 384, 96)),
+    "10b": (1, 17, 40, 2, (128, 64, 512, 128)),
+}
+GRADIENTS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
+
+
+def check_backward(row: Row, args: list[torch.Tensor], scale: float, causal: bool, lengths=None) -> list[torch.Tensor]:
+    """Hold every gradient of a row to the rule."""
+    dtype = args[0].dtype
+    tail = (scale, causal, lengths)
+    forward = reference.mla_attention(*args, *tail)
+    grad = randn(*forward[0].shape, dtype=dtype)
+    found = row.call(grad, *args, *forward, *tail)
+    plain = reference.mla_attention_backward(grad, *args, *forward, *tail)
+    truth = reference.mla_attention_backward(
+        *(part.double() for part in (grad, *args)),
+        *reference.mla_attention(*(part.double() for part in args), *tail),
+        *tail,
+    )
+    for name, part, mine, other, true in zip(GRADIENTS, args, found, plain, truth, strict=True):
+        assert mine.shape == part.shape, name
+        assert mine.dtype == dtype, name
+        assert mine.is_contiguous(), name
+        assert_close(f"gradient of {name}", mine, true, other, dtype, limits=FLOAT16_PRODUCTS)
+    again = row.call(grad, *args, *forward, *tail)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
+    return list(found)
+
+
+@each_row("mla_attention_backward")
+@each_dtype
+@CAUSAL
+@pytest.mark.parametrize("size", BACKWARD.values(), ids=BACKWARD.keys())
+def test_backward(row: Row, dtype: torch.dtype, causal: bool, size: tuple) -> None:
+    dims = size[4]
+    check_backward(row, attention_inputs(*size, dtype), (dims[0] + dims[1]) ** -0.5, causal)
+
+
+@each_row("mla_attention_backward")
+@each_dtype
+@CAUSAL
+def test_backward_of_ragged_lengths_with_nan_past_them(row: Row, dtype: torch.dtype, causal: bool) -> None:
+    args = attention_inputs(5, 3, 67, 3, (13, 6, 37, 17), dtype)
+    lengths = torch.tensor([67, 3, 33, 1, 0])
+    for b, length in enumerate(lengths):
+        args[2][b, length:] = float("nan")
+        args[3][b, length:] = float("nan")
+    found = check_backward(row, args, 0.2, causal, lengths)
+    for b, length in enumerate(lengths):
+        assert found[2][b, length:].eq(0).all()
+        assert found[3][b, length:].eq(0).all()
+
+
+@each_row("mla_attention_backward")
+@each_dtype
+def test_backward_of_strided_operands(row: Row, dtype: torch.dtype) -> None:
+    args = [strided(part) for part in attention_inputs(2, 5, 33, 3, (13, 6, 37, 17), dtype)]
+    check_backward(row, args, 0.2, True)
 
 
 def test_a_paged_cache_has_no_backward() -> None:
