@@ -83,6 +83,9 @@ def specialise(launch: Launch, target: Target) -> Specialised:
             constants[index,] = launch.constexprs[parameter.name]
         else:
             signature[parameter.name] = typed((index,), next(values), not parameter.do_not_specialize)
+    left = len(list(values))
+    if left:
+        raise TypeError(f"{launch.kernel.__name__} was given {left} arguments too many")
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return Specialised(source, arguments)
 
