@@ -62,16 +62,16 @@ demo: $(VENV)/.installed $(VENV)/.upstream
 doctor: $(VENV)/.installed
 	$(VENV)/bin/openmythos doctor
 
-# The second run interprets Triton's kernels on the CPU.
+# The second run interprets Triton's kernels on the CPU, those that are quick to interpret.
 test: $(VENV)/.installed $(VENV)/.upstream
 	$(pytest) -n 2
-	TRITON_INTERPRET=1 $(pytest) -n 2 tests/ops -k triton
+	TRITON_INTERPRET=1 $(pytest) -n 2 tests/ops/test_rms_norm.py -k triton
 	$(python) -m pytest bench --benchmark-disable
 
 # The slow tests measure memory or hold big models: one at a time.
 test-full: test
 	$(pytest) -m slow
-	TRITON_INTERPRET=1 $(pytest) -m slow tests/ops -k triton
+	TRITON_INTERPRET=1 $(pytest) -n 2 -m 'slow or not slow' tests/ops -k triton
 
 bench: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench
