@@ -110,6 +110,11 @@ def ops() -> list[str]:
     return sorted(_reference)
 
 
+def asked_for() -> str | None:
+    """The backend that is asked for by name here, or None."""
+    return _forced.get() or environment_backend()
+
+
 def _forced_row(name: str, op: str, device: str, args: tuple) -> Backend | None:
     for row in rows(op, device):
         if row.name == name:
@@ -128,7 +133,7 @@ def _serves_any(name: str, device: str) -> bool:
 
 def select(op: str, device: str, *args: object) -> Callable:
     """The callable that serves `op` for these arguments."""
-    name = _forced.get() or environment_backend()
+    name = asked_for()
     row = _forced_row(name, op, device, args) if name else None
     if row is None:
         for row in _table.get((op, device), ()):
@@ -150,7 +155,7 @@ def explain(op: str, *args: object, device: str | None = None) -> list[Decision]
     if op not in _reference:
         raise ValueError(f"op={op!r}: allowed are {', '.join(ops())}")
     device = device or next((arg.device.type for arg in args if hasattr(arg, "device")), "cpu")
-    forced = _forced.get() or environment_backend()
+    forced = asked_for()
     if forced and not any(row.name == forced for row in rows(op, device)):
         if not _serves_any(forced, device):
             reason = f"{forced!r} is asked for and serves no op on {device}, so the call raises"

@@ -36,6 +36,7 @@ def _moe(kind: dict, rows: int) -> dict[str, tuple]:
         "moe_route": (logits, torch.zeros(EXPERTS, device=device), TOP_K),
         "moe_route_backward": (weights, ids, weights, EXPERTS, kind["dtype"]),
         "moe_experts": (x, ids, weights, *experts),
+        "moe_experts_hidden": (x, ids, weights, *experts),
         "moe_experts_backward": (x, x, ids, weights, *experts),
     }
 

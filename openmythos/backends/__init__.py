@@ -6,6 +6,6 @@ vendors' libraries on GPUs. A row that should go first only for some calls says 
 
 from __future__ import annotations
 
-from openmythos.backends import cpu, library, triton, vendor  # isort: skip
+from openmythos.backends import cpu, library, triton, grouped_mm, vendor  # isort: skip
 
-__all__ = ["cpu", "library", "triton", "vendor"]
+__all__ = ["cpu", "grouped_mm", "library", "triton", "vendor"]

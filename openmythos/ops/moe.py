@@ -25,7 +25,11 @@ def _experts_fake(x, ids, weights, gate_up, down):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _experts_backward_fake(grad, x, ids, weights, gate_up, down):
+def _experts_hidden_fake(x, ids, weights, gate_up, down):
+    return _experts_fake(x, ids, weights, gate_up, down), x.new_empty((*ids.shape, *gate_up.shape[1:3]))
+
+
+def _experts_backward_fake(grad, x, ids, weights, gate_up, down, hidden=None):
     return tuple(torch.empty(part.shape, dtype=part.dtype, device=x.device) for part in (x, weights, gate_up, down))
 
 
@@ -48,8 +52,14 @@ define(
     reference.moe_experts,
 )
 define(
+    "moe_experts_hidden",
+    "(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down) -> (Tensor, Tensor)",
+    _experts_hidden_fake,
+    reference.moe_experts_hidden,
+)
+define(
     "moe_experts_backward",
-    "(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down)"
+    "(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, Tensor? hidden=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _experts_backward_fake,
     reference.moe_experts_backward,
@@ -78,8 +88,18 @@ def _experts_autograd(ctx, grad):
     return d_x, None, d_weights, d_gate_up, d_down
 
 
+def _experts_hidden_setup(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _experts_hidden_autograd(ctx, grad, grad_hidden):
+    return _experts_autograd(ctx, grad)
+
+
 autograd("moe_route", _route_setup, _route_autograd)
 autograd("moe_experts", _experts_setup, _experts_autograd)
+autograd("moe_experts_hidden", _experts_hidden_setup, _experts_hidden_autograd)
 
 
 def _check_experts(
@@ -134,9 +154,10 @@ def _add_shared(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     shared: Shared,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Routed experts, then the shared ones, each by its own best backend; summed in float32 or wider."""
-    out = moe_experts(x, ids, weights, gate_up, down)
+    out = moe_experts(x, ids, weights, gate_up, down, recompute=recompute)
     total = out.to(wide(out.dtype))
     for expert in shared:
         total = total + swiglu(x, *expert)
@@ -144,6 +165,14 @@ def _add_shared(
 
 
 dispatch.register_reference("moe", _add_shared)
+
+
+@torch.compiler.assume_constant_result
+def _keeps_hidden(device: str) -> bool:
+    """Whether a forward under grad on this device keeps gate and up: where a kernel writes them on its way."""
+    names = [row.name for row in dispatch.rows("moe_experts_hidden", device) if row.name != "reference"]
+    asked = dispatch.asked_for()
+    return asked in names if asked else bool(names)
 
 
 @accepts_backend
@@ -154,12 +183,18 @@ def moe_experts(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     shared: Shared = (),
+    *,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """out[n] = sum_j weights[n, j] * expert_e(x_n) with e = ids[n, j], plus every shared expert's output.
 
     expert(x) = down(silu(gate x) * up x). x (N, D), ids (N, k) int32, weights (N, k) float32, gate_up (E, 2, I, D),
     down (E, D, I), shared a sequence of (gate (J, D), up (J, D), down (D, J)), all but ids and weights in one
     dtype -> (N, D) in x's dtype. Deterministic; an expert without rows is never read.
+
+    For the backward pass GPU kernels keep gate x and up x of every choice, 2 N k I numbers; with `recompute` they keep
+    nothing but the arguments and multiply again, as CPUs always do. An id outside 0..E-1 is an error on the CPU; on a
+    GPU, where looking at it would wait for the device, its row of the result is NaN.
 
     Raises:
         ValueError: when the shapes do not agree.
@@ -169,10 +204,12 @@ def moe_experts(
     if shared:
         if direct(x):
             return dispatch.select("moe", x.device.type, *args, shared)(*args, shared)
-        return _add_shared(*args, shared)
+        return _add_shared(*args, shared, recompute)
     if direct(x):
         return dispatch.select("moe_experts", x.device.type, *args)(*args)
     x, gate_up, down = autocast(x, gate_up, down)
+    if not recompute and torch.is_grad_enabled() and _keeps_hidden(x.device.type):
+        return torch.ops.openmythos.moe_experts_hidden(x, ids, weights, gate_up, down)[0]
     return torch.ops.openmythos.moe_experts(x, ids, weights, gate_up, down)
 
 
@@ -185,10 +222,12 @@ def moe(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     shared: Shared = (),
+    *,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Routed experts, chosen by x @ router^T, plus the shared experts, which serve every row.
 
     x (N, D), router (E, D), bias (E); the rest as in `moe_experts` -> (N, D).
     """
     ids, weights, _ = moe_route(linear(x, router), bias, k)
-    return moe_experts(x, ids, weights, gate_up, down, shared)
+    return moe_experts(x, ids, weights, gate_up, down, shared, recompute=recompute)

@@ -10,7 +10,14 @@ from openmythos.reference.attention import attention
 from openmythos.reference.linear import linear, swiglu
 from openmythos.reference.loop_step import loop_embedding, loop_step, loop_step_, loop_step_backward
 from openmythos.reference.mla_attention import mla_attention, mla_attention_backward
-from openmythos.reference.moe import group_by_expert, moe_experts, moe_experts_backward, moe_route, moe_route_backward
+from openmythos.reference.moe import (
+    group_by_expert,
+    moe_experts,
+    moe_experts_backward,
+    moe_experts_hidden,
+    moe_route,
+    moe_route_backward,
+)
 from openmythos.reference.rms_norm import rms_norm, rms_norm_add, rms_norm_backward
 from openmythos.reference.rope import rope
 
@@ -26,6 +33,7 @@ __all__ = [
     "mla_attention_backward",
     "moe_experts",
     "moe_experts_backward",
+    "moe_experts_hidden",
     "moe_route",
     "moe_route_backward",
     "rms_norm",

@@ -64,6 +64,16 @@ def moe_experts(
     return out.to(x.dtype)
 
 
+def moe_experts_hidden(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """moe_experts, and gate_e x_n and up_e x_n of every choice, (N, k, 2, I), for the backward."""
+    hidden = x.new_zeros((*ids.shape, *gate_up.shape[1:3]))
+    for expert, rows, column in group_by_expert(ids, gate_up.shape[0]):
+        hidden[rows, column] = F.linear(x[rows], gate_up[expert].flatten(0, 1)).unflatten(-1, (2, -1))
+    return moe_experts(x, ids, weights, gate_up, down), hidden
+
+
 def moe_experts_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -71,10 +81,11 @@ def moe_experts_backward(
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
+    hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients with respect to x, weights, gate_up and down; gate and up are recomputed.
+    """Gradients with respect to x, weights, gate_up and down; gate and up are `hidden`, or recomputed.
 
-    The gradient of a routing weight is <grad down_e, hidden>, so the expert's output is never formed
+    The gradient of a routing weight is <grad down_e, silu(gate) * up>, so the expert's output is never formed
     (SonicMoE, arXiv 2512.14080).
     """
     compute = wide(x.dtype)
@@ -84,13 +95,15 @@ def moe_experts_backward(
     for expert, rows, column in group_by_expert(ids, gate_up.shape[0]):
         inputs, outer = x[rows], grad[rows].to(x.dtype)
         weight = weights[rows, column, None].to(compute)
-        gate, up = F.linear(inputs, gate_up[expert].flatten(0, 1)).chunk(2, dim=-1)
-        gate, up = gate.to(compute), up.to(compute)
+        if hidden is None:
+            gate, up = F.linear(inputs, gate_up[expert].flatten(0, 1)).to(compute).chunk(2, dim=-1)
+        else:
+            gate, up = hidden[rows, column].to(compute).unbind(-2)
         sigmoid = torch.sigmoid(gate)
-        hidden = gate * sigmoid * up
+        act = gate * sigmoid * up
         unweighted = (outer @ down[expert]).to(compute)
-        grad_weights[rows, column] = (unweighted * hidden).sum(-1).to(weights.dtype)
-        grad_down[expert] = outer.T @ (weight * hidden).to(x.dtype)
+        grad_weights[rows, column] = (unweighted * act).sum(-1).to(weights.dtype)
+        grad_down[expert] = outer.T @ (weight * act).to(x.dtype)
         grad_hidden = weight * unweighted
         grad_gate = grad_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
         grad_both = torch.cat((grad_gate, grad_hidden * gate * sigmoid), dim=-1).to(x.dtype)

@@ -72,7 +72,12 @@ CASES: dict[str, tuple[Callable, Callable]] = {
     ),
     "moe_experts": (op.moe_experts.default, lambda: _leaves(experts(7, 13, 11, 5, 2))),
     "moe_experts without rows": (op.moe_experts.default, lambda: tuple(experts(0, 13, 11, 5, 2))),
+    "moe_experts_hidden": (op.moe_experts_hidden.default, lambda: _leaves(experts(7, 13, 11, 5, 2))),
     "moe_experts_backward": (op.moe_experts_backward.default, lambda: (randn(7, 13), *experts(7, 13, 11, 5, 2))),
+    "moe_experts_backward hidden": (
+        op.moe_experts_backward.default,
+        lambda: (randn(7, 13), *experts(7, 13, 11, 5, 2), randn(7, 2, 2, 11)),
+    ),
     "mla_attention": (op.mla_attention.default, lambda: _leaves(_attention())),
     "mla_attention absorbed": (op.mla_attention.default, lambda: tuple(_attention("absorbed", torch.bfloat16))),
     "mla_attention_backward": (

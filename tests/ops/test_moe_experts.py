@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmythos import ops, reference
+from openmythos import dispatch, ops, reference
+from openmythos.backends import grouped_mm
+from openmythos.backends.triton.rows import INTERPRETED
 from tests.backends import Row, each_row
-from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.ops.cases import check_outputs, check_repeatable, check_row, each_dtype, listed, randn, strided
 from tests.tolerances import assert_close, errors
 
 
@@ -30,6 +32,10 @@ SIZES = {
     "k is E": (17, 97, 47, 5, 5),
     "one expert": (21, 47, 97, 1, 1),
     "more experts than rows": (3, 47, 31, 61, 2),
+    "17 rows": (17, 64, 48, 13, 3),
+    "384 experts": (35, 47, 16, 384, 8),
+    "512 experts": (40, 33, 17, 512, 8),
+    "k is 16": (16, 48, 31, 23, 16),
     "no rows": (0, 97, 47, 5, 2),
 }
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
@@ -102,10 +108,138 @@ def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> 
 @each_row("moe_experts")
 @pytest.mark.parametrize("bad", [-1, 5, 2**30])
 def test_ids_outside_the_experts_are_an_error(row: Row, bad: int) -> None:
-    args = experts(9, 47, 31, 5, 2)
-    args[1][4, 1] = bad
-    with pytest.raises((ValueError, RuntimeError, IndexError)):
-        row.call(*args)
+    for n in (9, 40):
+        args = experts(n, 47, 31, 5, 2)
+        args[1][4, 1] = bad
+        if row.backend == "triton":
+            # an error would have to wait for the GPU
+            out = row.call(*args)
+            assert out[4].isnan().all()
+            assert out[torch.arange(n) != 4].isfinite().all()
+        else:
+            with pytest.raises((ValueError, RuntimeError, IndexError)):
+                row.call(*args)
+
+
+def far_apart(x: torch.Tensor, stride: int) -> torch.Tensor:
+    """x with its first dimension `stride` elements apart, in memory that is mostly never touched."""
+    buffer = torch.empty((x.shape[0] - 1) * stride + x[0].numel(), dtype=x.dtype)
+    view = buffer.as_strided(x.shape, (stride, *x.stride()[1:]))
+    view.copy_(x)
+    return view
+
+
+@pytest.mark.slow
+@each_row("moe_experts")
+@pytest.mark.parametrize("n", [3, 19], ids=["decode", "grouped"])
+def test_offsets_past_two_to_the_31(row: Row, n: int) -> None:
+    x, ids, weights, gate_up, down = experts(n, 48, 32, 3, 2, torch.bfloat16)
+    stride = 2**30 + 64
+    args = [
+        far_apart(x[:3], stride) if n == 3 else x,
+        ids,
+        weights,
+        far_apart(gate_up, stride),
+        far_apart(down, stride),
+    ]
+    check_row(row, reference.moe_experts, args, torch.bfloat16)
+
+
+@each_row("moe_experts_hidden")
+@each_dtype
+@each_size
+def test_hidden(row: Row, dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    check_row(row, reference.moe_experts_hidden, experts(*size, dtype), dtype)
+
+
+def _backward_args(size: tuple[int, ...], dtype: torch.dtype, keep: bool) -> list[torch.Tensor | None]:
+    args = experts(*size, dtype)
+    hidden = reference.moe_experts_hidden(*args)[1] if keep else None
+    return [randn(*args[0].shape, dtype=dtype), *args, hidden]
+
+
+keep_or_recompute = pytest.mark.parametrize("keep", [True, False], ids=["kept", "recomputed"])
+
+
+@each_row("moe_experts_backward")
+@each_dtype
+@keep_or_recompute
+@each_size
+def test_backward(row: Row, dtype: torch.dtype, keep: bool, size: tuple[int, ...]) -> None:
+    args = _backward_args(size, dtype, keep)
+    found = listed(row.call(*args))
+    # the truth multiplies in float64 what plain torch has to multiply again, or was given rounded
+    check_outputs("gradients", found, lambda *all_: reference.moe_experts_backward(*all_[:6]), args, dtype)
+    idle = torch.ones(size[3], dtype=torch.bool)
+    idle[args[2].flatten().long()] = False
+    assert not found[2][idle].any()
+    assert not found[3][idle].any()
+
+
+@each_row("moe_experts_backward")
+@each_dtype
+def test_backward_of_one_expert_alone_never_reads_the_others(row: Row, dtype: torch.dtype) -> None:
+    args = _backward_args((65, 97, 47, 7, 1), dtype, keep=False)
+    args[2].fill_(2)
+    for stack in args[4:6]:
+        stack[[0, 1, 3, 4, 5, 6]] = float("nan")
+    found = check_row(row, reference.moe_experts_backward, args, dtype)
+    assert found[3][2].any()
+    assert not found[3][3:].any()
+
+
+@each_row("moe_experts_backward")
+@each_dtype
+def test_backward_of_strided_operands(row: Row, dtype: torch.dtype) -> None:
+    grad, x, ids, weights, gate_up, down, _ = _backward_args((19, 97, 47, 5, 2), dtype, keep=False)
+    args = (strided(grad), strided(x), ids, strided(weights), strided(gate_up), strided(down))
+    check_row(row, reference.moe_experts_backward, args, dtype)
+
+
+@each_row("moe_experts_backward")
+def test_backward_of_a_gradient_that_is_one_number(row: Row) -> None:
+    args = _backward_args((19, 97, 47, 5, 2), torch.float32, keep=False)
+    args[0] = torch.ones(()).expand(19, 97)
+    check_row(row, reference.moe_experts_backward, args, torch.float32)
+
+
+@each_row("moe_experts_backward")
+@each_dtype
+def test_backward_is_repeatable(row: Row, dtype: torch.dtype) -> None:
+    check_repeatable(row, _backward_args((130, 67, 48, 5, 3), dtype, keep=False))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton's kernels, interpreted: TRITON_INTERPRET=1")
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_what_the_forward_keeps(recompute: bool) -> None:
+    x, ids, weights, gate_up, down = experts(19, 48, 31, 5, 2)
+    leaves = [part.requires_grad_() for part in (x, weights, gate_up, down)]
+    kept = []
+    with (
+        dispatch.use_backend("triton"),
+        dispatch.record() as counts,
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda part: kept.append(tuple(part.shape)) or part, lambda part: part
+        ),
+    ):
+        out = ops.moe_experts(x, ids, weights, gate_up, down, recompute=recompute)
+        found = torch.autograd.grad(out.sin().sum(), leaves)
+    assert ((19, 2, 2, 31) in kept) is not recompute
+    assert set(counts) == {
+        ("moe_experts" if recompute else "moe_experts_hidden", "triton"),
+        ("moe_experts_backward", "triton"),
+    }
+    want = torch.autograd.grad(reference.moe_experts(x, ids, weights, gate_up, down).sin().sum(), leaves)
+    for mine, theirs in zip(found, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@each_size
+def test_grouped_mm(size: tuple[int, ...]) -> None:
+    if any(width % 8 for width in size[1:3]):
+        pytest.skip("grouped_mm needs strides of 16 bytes")
+    args = experts(*size, torch.bfloat16)
+    check_outputs("grouped_mm", [grouped_mm.moe_experts(*args)], reference.moe_experts, args, torch.bfloat16)
 
 
 @each_dtype

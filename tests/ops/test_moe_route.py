@@ -11,7 +11,18 @@ from tests.backends import Row, each_row
 from tests.ops.cases import check_repeatable, check_row, each_dtype, randn
 from tests.tolerances import assert_close
 
-SIZES = [(1, 1, 1), (2, 5, 1), (63, 64, 4), (129, 47, 47), (1, 64, 4), (17, 512, 8), (0, 8, 2), (5, 131, 7)]
+SIZES = [
+    (1, 1, 1),
+    (2, 5, 1),
+    (63, 64, 4),
+    (129, 47, 47),
+    (1, 64, 4),
+    (17, 512, 8),
+    (0, 8, 2),
+    (5, 131, 7),
+    (9, 384, 8),
+    (33, 61, 16),
+]
 
 
 @each_row("moe_route")
@@ -103,6 +114,20 @@ def test_a_row_alone_equals_the_row_in_a_batch(row: Row) -> None:
         alone = row.call(logits[index : index + 1], bias, 4)
         assert torch.equal(alone[0][0], ids[index])
         assert torch.equal(alone[1][0], weights[index])
+
+
+@each_row("moe_route")
+def test_zeros_of_both_signs_tie(row: Row) -> None:
+    logits = torch.tensor([[-1.0, -0.0, 0.0, -0.0, 0.0]])
+    assert row.call(logits, None, 3)[0].tolist() == [[1, 2, 3]]
+
+
+@each_row("moe_route_backward")
+@each_dtype
+@pytest.mark.parametrize(("n", "e", "k"), SIZES)
+def test_backward(row: Row, dtype: torch.dtype, n: int, e: int, k: int) -> None:
+    ids, weights, _ = reference.moe_route(randn(n, e), None, k)
+    check_row(row, reference.moe_route_backward, (randn(n, k), ids, weights, e, dtype), dtype)
 
 
 @each_dtype

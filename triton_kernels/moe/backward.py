@@ -1,8 +1,8 @@
-"""Gradients of moe_experts, grouped as the forward is; the experts' outputs are never formed (SonicMoE, arXiv 2512.14080).
+"""Gradients of moe_experts; the experts' outputs are never formed (SonicMoE, arXiv 2512.14080).
 
 With G = gate x, U = up x, A = silu(G) * U and out = sum_j w down A, a slot's gradients come from dA' = down^T d_out:
-dw = <dA', A>, dA = w dA', and dG, dU by the SwiGLU's derivative. Then d_down = sum d_out (w A)^T, d_gate_up = sum dH x^T and
-d_x = gate_up^T dH, H = (G, U).
+dw = <dA', A>, dA = w dA', and dH = (dG, dU) by the SwiGLU's derivative. Then d_down = sum d_out (w A)^T,
+d_gate_up = sum dH x^T and d_x = gate_up^T dH.
 
 One product each for dA', d_down, d_gate_up (two widths) and d_x: 12 N D I k FLOPs; gate and up either were kept by the
 forward, 4 N k I bytes, or are recomputed, 4 N D I k more. Every output has one writer: dw is summed from one partial a
@@ -17,18 +17,17 @@ import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch
-from openmythos.triton_kernels.moe.experts import down_product, gate_up, gather_sum, programs, tile_config
+from openmythos.triton_kernels.moe.experts import down_product, gate_up, programs, tile_config
+from openmythos.triton_kernels.moe.gather_sum import gather_sum
 from openmythos.triton_kernels.moe.sort import Sorted, sort_by_expert
 from openmythos.triton_kernels.moe.tiles import multiplied, scheduled
 
 
 @triton.jit
-def _through_swiglu(
-    b_grad, b_weight, p_hidden, p_grad_hidden, p_scaled, o_hidden, o_out, o_n, m_out, WIDTH: tl.constexpr
-):
+def _through_swiglu(b_grad, b_weight, p_hidden, p_grad_hidden, p_scaled, o_hidden, o_out, o_n, m_out, width):
     """Stores w A and dH of units o_n; returns these units' part of <dA', A>. A unit past the end counts as zero."""
     b_gate = tl.load(p_hidden + o_hidden + o_n[None, :], mask=m_out, other=0.0).to(tl.float32)
-    b_up = tl.load(p_hidden + o_hidden + WIDTH + o_n[None, :], mask=m_out, other=0.0).to(tl.float32)
+    b_up = tl.load(p_hidden + o_hidden + width + o_n[None, :], mask=m_out, other=0.0).to(tl.float32)
     b_sigmoid = tl.sigmoid(b_gate)
     b_silu = b_gate * b_sigmoid
     b_act = b_silu * b_up
@@ -38,11 +37,11 @@ def _through_swiglu(
     p_dh = p_grad_hidden + 2 * o_out + o_n[None, :]
     b_grad_gate = b_grad * b_up * (b_sigmoid + b_silu * (1 - b_sigmoid))
     tl.store(p_dh, b_grad_gate.to(p_grad_hidden.dtype.element_ty), mask=m_out)
-    tl.store(p_dh + WIDTH, (b_grad * b_silu).to(p_grad_hidden.dtype.element_ty), mask=m_out)
+    tl.store(p_dh + width, (b_grad * b_silu).to(p_grad_hidden.dtype.element_ty), mask=m_out)
     return b_dot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "tiles"])
 def _moe_hidden_grad_kernel(
     p_grad,
     p_down,
@@ -57,12 +56,12 @@ def _moe_hidden_grad_kernel(
     slots,
     tiles,
     depth,
+    width,
     k,
     grad_stride,
     expert_stride,
     row_stride,
     weights_stride,
-    WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -72,7 +71,7 @@ def _moe_hidden_grad_kernel(
     EVEN_N: tl.constexpr,
 ):
     """dA' = d_out down, and from it dH, w A and this column tile's part of dw."""
-    _, i_tile, i_column = scheduled(0, tiles, tl.cdiv(WIDTH, BLOCK_N), GROUP, False)
+    _, i_tile, i_column = scheduled(0, tiles, tl.cdiv(width, BLOCK_N), GROUP, False)
     if i_tile < 0:
         return
     i_expert = tl.load(p_tiles + i_tile)
@@ -84,7 +83,7 @@ def _moe_hidden_grad_kernel(
     o_position = tl.minimum(o_m, i_end - 1)
     o_n = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    o_unit = o_n if EVEN_N else tl.minimum(o_n, WIDTH - 1)
+    o_unit = o_n if EVEN_N else tl.minimum(o_n, width - 1)
     p_a = p_grad + tl.load(p_rows + o_position).to(tl.int64)[:, None] * grad_stride + o_k[None, :]
     p_b = p_down + i_expert.to(tl.int64) * expert_stride + o_k.to(tl.int64)[:, None] * row_stride + o_unit[None, :]
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -92,21 +91,21 @@ def _moe_hidden_grad_kernel(
 
     b_slot = tl.load(p_slots + o_position)
     b_weight = tl.load(p_weights + (b_slot // k).to(tl.int64) * weights_stride + b_slot % k).to(tl.float32)[:, None]
-    o_h = b_slot.to(tl.int64)[:, None] * (2 * WIDTH)
-    o_out = o_m.to(tl.int64)[:, None] * WIDTH
+    o_h = b_slot.to(tl.int64)[:, None] * (2 * width)
+    o_out = o_m.to(tl.int64)[:, None] * width
     b_dot = tl.zeros([BLOCK_M], tl.float32)
     if HALVES:
         b_left, b_right = tl.split(b_acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
         for half in tl.static_range(2):
             b_part = b_left if half == 0 else b_right
             o_part = i_column * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-            m_part = m_m[:, None] & (o_part < WIDTH)[None, :]
+            m_part = m_m[:, None] & (o_part < width)[None, :]
             b_dot += _through_swiglu(
-                b_part, b_weight, p_hidden, p_grad_hidden, p_scaled, o_h, o_out, o_part, m_part, WIDTH
+                b_part, b_weight, p_hidden, p_grad_hidden, p_scaled, o_h, o_out, o_part, m_part, width
             )
     else:
-        m_out = m_m[:, None] & (o_n < WIDTH)[None, :]
-        b_dot = _through_swiglu(b_acc, b_weight, p_hidden, p_grad_hidden, p_scaled, o_h, o_out, o_n, m_out, WIDTH)
+        m_out = m_m[:, None] & (o_n < width)[None, :]
+        b_dot = _through_swiglu(b_acc, b_weight, p_hidden, p_grad_hidden, p_scaled, o_h, o_out, o_n, m_out, width)
     tl.store(p_partial + i_column.to(tl.int64) * slots + o_m, b_dot, mask=m_m)
 
 
@@ -175,26 +174,9 @@ def _hidden_grad(
     launch(
         _moe_hidden_grad_kernel,
         (programs(tiles, 0, columns, group),),
-        grad,
-        down,
-        hidden,
-        weights,
-        found.slots,
-        found.rows,
-        found.tiles,
-        grad_hidden,
-        scaled,
-        partial,
-        slots,
-        tiles,
-        depth,
-        k,
-        grad.stride(0),
-        down.stride(0),
-        down.stride(1),
-        weights.stride(0),
+        *(grad, down, hidden, weights, found.slots, found.rows, found.tiles, grad_hidden, scaled, partial, slots),
+        *(tiles, depth, width, k, grad.stride(0), down.stride(0), down.stride(1), weights.stride(0)),
         options=chosen.options,
-        WIDTH=width,
         BLOCK_M=block_m,
         EVEN_K=depth % block_k == 0,
         EVEN_N=width % block_n == 0,
@@ -215,15 +197,7 @@ def _weight_grad(
     launch(
         _moe_weight_grad_kernel,
         (programs(tiles, 0, columns, group), out.shape[0]),
-        left,
-        right,
-        found.rows,
-        found.offsets,
-        out,
-        left_columns,
-        right_columns,
-        left.stride(0),
-        right.stride(0),
+        *(left, right, found.rows, found.offsets, out, left_columns, right_columns, left.stride(0), right.stride(0)),
         options=chosen.options,
         GATHER_LEFT=gather_left,
         EVEN_M=left_columns % block_m == 0,
@@ -241,7 +215,7 @@ def moe_experts_backward(
     down: torch.Tensor,
     hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weights, gate_up and down; hidden (N, k, 2, I) is gate and up of every slot, recomputed if None."""
+    """Gradients of x, weights, gate_up and down; hidden (N, k, 2, I): gate and up of every slot, None: recompute."""
     rows, columns = x.shape
     slots, k = ids.numel(), ids.shape[1]
     experts, _, width = down.shape

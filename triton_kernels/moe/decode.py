@@ -1,9 +1,9 @@
 """moe_experts and moe for a few rows: two launches that read every weight that is needed once, at the speed of memory.
 
-The first (routed) slot of each expert leads: its programs serve all rows that chose the expert, and write where their
-results lie. Routing weights are folded into the activations, so that the second product sums over experts by itself:
-its depth is all experts' hidden units side by side. A shared expert is cut into chunks of a routed expert's width, which
-all rows chose with weight 1. Rows are one (products as multiply and add, weights from memory to registers) or padded to
+The first slot of each expert leads: its programs serve all rows that chose the expert, and write where their results
+lie. Routing weights are folded into the activations, so that the second product sums over experts by itself: its depth
+is all experts' hidden units side by side. A shared expert is cut into chunks of a routed expert's width, which all
+rows chose with weight 1. There is one row (multiply and add, weights from memory to registers) or they are padded to
 16 (matrix instructions). Nothing is sorted, nothing waits for another program, and sums have one order.
 
 Counting: 3 D I weights for each distinct expert and S k shared chunks, 201 + 101 MB for one row of mythos_1b, 70 us at
@@ -89,7 +89,7 @@ def _leaders(p_ids, i_slot, slots, k, ids_stride, experts, SLOTS: tl.constexpr):
     return tl.sum(tl.where(o_s < i_slot, b_leads, 0)), tl.sum(b_leads)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slots"])
 def _moe_decode_up_kernel(
     p_x,
     p_ids,
@@ -106,6 +106,7 @@ def _moe_decode_up_kernel(
     rows,
     slots,
     depth,
+    width,
     experts,
     x_stride,
     ids_stride,
@@ -117,7 +118,6 @@ def _moe_decode_up_kernel(
     K: tl.constexpr,
     K_BLOCK: tl.constexpr,
     SLOTS: tl.constexpr,
-    WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -148,7 +148,7 @@ def _moe_decode_up_kernel(
                 tl.store(p_units + 1 + slots + i_unit * ROWS + o_n, b_position)
         if leads:
             p_gate = p_gate_up + i_expert.to(tl.int64) * expert_stride
-            o_unit = o_i if EVEN_I else tl.minimum(o_i, WIDTH - 1)
+            o_unit = o_i if EVEN_I else tl.minimum(o_i, width - 1)
             m_n = b_position < slots
             b_act = _gate_up_rows(
                 p_x,
@@ -166,11 +166,11 @@ def _moe_decode_up_kernel(
                 EVEN_D,
             )
             b_act *= tl.sum(tl.where(m_same, b_weight.to(tl.float32), 0.0), axis=1)[:, None]
-            p_out = p_act + b_position.to(tl.int64)[:, None] * WIDTH + o_i[None, :]
-            tl.store(p_out, b_act.to(p_act.dtype.element_ty), mask=m_n[:, None] & (o_i < WIDTH)[None, :])
+            p_out = p_act + b_position.to(tl.int64)[:, None] * width + o_i[None, :]
+            tl.store(p_out, b_act.to(p_act.dtype.element_ty), mask=m_n[:, None] & (o_i < width)[None, :])
     else:
         if SHARED:
-            s, i_first, units, i_hidden = shared_chunk(i_slot - slots, widths, WIDTH)
+            s, i_first, units, i_hidden = shared_chunk(i_slot - slots, widths, width)
             gate_stride = picked(gate_strides, s)
             up_stride = picked(up_strides, s)
             p_gate = picked(p_gates, s) + tl.cast(i_first, tl.int64) * gate_stride
@@ -181,7 +181,7 @@ def _moe_decode_up_kernel(
                 p_x, m_n, p_gate, p_up, o_unit, depth, x_stride, gate_stride, up_stride, ROWS, BLOCK_I, BLOCK_D, EVEN_D
             )
             p_out = p_act_shared + o_n[:, None] * shared_width + (i_hidden + o_i)[None, :]
-            m_out = m_n[:, None] & (o_i < tl.minimum(units, WIDTH))[None, :]
+            m_out = m_n[:, None] & (o_i < tl.minimum(units, width))[None, :]
             tl.store(p_out, b_act.to(p_act_shared.dtype.element_ty), mask=m_out)
 
 
@@ -217,7 +217,7 @@ def _unroutable(p_ids, o_n, rows, ids_stride, experts, K: tl.constexpr, K_BLOCK:
     return tl.max(((b_id < 0) | (b_id >= experts)).to(tl.int32), axis=1) > 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slots", "chunks"])
 def _moe_decode_down_kernel(
     p_ids,
     p_units,
@@ -231,6 +231,7 @@ def _moe_decode_down_kernel(
     rows,
     slots,
     columns,
+    width,
     experts,
     chunks,
     ids_stride,
@@ -239,7 +240,6 @@ def _moe_decode_down_kernel(
     shared_width,
     K: tl.constexpr,
     K_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -248,7 +248,7 @@ def _moe_decode_down_kernel(
     EVEN_I: tl.constexpr,
     EVEN_O: tl.constexpr,
 ):
-    """Experts and shared chunks are dealt to SPLIT programs in turn; each writes its float32 sum, an only one the result."""
+    """Experts and shared chunks are dealt to SPLIT programs, which write their sums, or the result if it is one."""
     i_split = tl.program_id(1)
     o_n = tl.arange(0, ROWS)
     o_d = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -260,13 +260,13 @@ def _moe_decode_down_kernel(
         b_position = tl.load(p_units + 1 + slots + i_unit * ROWS + o_n)
         m_n = b_position < slots
         p_w = p_down + i_expert * expert_stride + o_row * weight_stride
-        b_acc = _down_rows(b_acc, p_act + b_position.to(tl.int64) * WIDTH, m_n, p_w, WIDTH, ROWS, BLOCK_I, EVEN_I)
+        b_acc = _down_rows(b_acc, p_act + b_position.to(tl.int64) * width, m_n, p_w, width, ROWS, BLOCK_I, EVEN_I)
     if SHARED:
         for i_chunk in range((i_split - units % SPLIT + SPLIT) % SPLIT, chunks, SPLIT):
-            s, i_first, left, i_hidden = shared_chunk(i_chunk, widths, WIDTH)
+            s, i_first, left, i_hidden = shared_chunk(i_chunk, widths, width)
             p_w = picked(p_downs, s) + o_row * picked(down_strides, s) + i_first
             p_a = p_act_shared + o_n * shared_width + i_hidden
-            b_acc = _down_rows(b_acc, p_a, o_n < rows, p_w, tl.minimum(left, WIDTH), ROWS, BLOCK_I, EVEN_I)
+            b_acc = _down_rows(b_acc, p_a, o_n < rows, p_w, tl.minimum(left, width), ROWS, BLOCK_I, EVEN_I)
     if SPLIT == 1:
         m_bad = _unroutable(p_ids, o_n, rows, ids_stride, experts, K, K_BLOCK)
         b_acc = tl.where(m_bad[:, None], float("nan"), b_acc)
@@ -275,7 +275,7 @@ def _moe_decode_down_kernel(
     tl.store(p_y, b_acc.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _moe_decode_sum_kernel(
     p_partial,
     p_ids,
@@ -321,36 +321,17 @@ def decode_experts(
     act_shared = x.new_empty((rows, sum(widths))) if shared else None
     # as wide as a matrix instruction, whose layout the compiler may choose for the choices of 16 rows too
     routing = {"K": k, "K_BLOCK": max(triton.next_power_of_2(k), tile_rows)}
-    common = {**routing, "WIDTH": width, "SHARED": len(shared), "ROWS": tile_rows}
+    common = {**routing, "SHARED": len(shared), "ROWS": tile_rows}
 
     up = config("moe_decode_up", target, **key)
     block_i = up.constexprs["BLOCK_I"]
     launch(
         _moe_decode_up_kernel,
         (triton.cdiv(width, block_i), slots + chunks),
-        x,
-        ids,
-        weights,
-        gate_up,
-        units,
-        act,
-        act_shared,
-        tuple(part for part, _, _ in shared),
-        tuple(part for _, part, _ in shared),
-        tuple(part.stride(0) for part, _, _ in shared),
-        tuple(part.stride(0) for _, part, _ in shared),
-        widths,
-        rows,
-        slots,
-        depth,
-        experts,
-        x.stride(0),
-        ids.stride(0),
-        weights.stride(0),
-        gate_up.stride(0),
-        gate_up.stride(1),
-        gate_up.stride(2),
-        sum(widths),
+        *(x, ids, weights, gate_up, units, act, act_shared, tuple(part for part, _, _ in shared)),
+        *(tuple(part for _, part, _ in shared), tuple(part.stride(0) for part, _, _ in shared)),
+        *(tuple(part.stride(0) for _, part, _ in shared), widths, rows, slots, depth, width, experts, x.stride(0)),
+        *(ids.stride(0), weights.stride(0), gate_up.stride(0), gate_up.stride(1), gate_up.stride(2), sum(widths)),
         options=up.options,
         SLOTS=triton.next_power_of_2(slots),
         EVEN_D=depth % up.constexprs["BLOCK_D"] == 0,
@@ -366,24 +347,9 @@ def decode_experts(
     launch(
         _moe_decode_down_kernel,
         (triton.cdiv(columns, block_o), split),
-        ids,
-        units,
-        act,
-        act_shared,
-        down,
-        partial,
-        tuple(part for _, _, part in shared),
-        tuple(part.stride(0) for _, _, part in shared),
-        widths,
-        rows,
-        slots,
-        columns,
-        experts,
-        chunks,
-        ids.stride(0),
-        down.stride(0),
-        down.stride(1),
-        sum(widths),
+        *(ids, units, act, act_shared, down, partial, tuple(part for _, _, part in shared)),
+        *(tuple(part.stride(0) for _, _, part in shared), widths, rows, slots, columns, width, experts, chunks),
+        *(ids.stride(0), down.stride(0), down.stride(1), sum(widths)),
         options=chosen.options,
         EVEN_I=all(part % block_i == 0 for part in (width, *(part % width for part in widths))),
         EVEN_O=columns % block_o == 0,
@@ -391,20 +357,14 @@ def decode_experts(
         **chosen.constexprs,
     )
     if split > 1:
-        block = 1024
+        total = config("moe_gather_sum", target, columns=columns)
         launch(
             _moe_decode_sum_kernel,
-            (rows, triton.cdiv(columns, block)),
-            partial,
-            ids,
-            out,
-            rows,
-            columns,
-            experts,
-            ids.stride(0),
-            options={"num_warps": 4},
+            (rows, triton.cdiv(columns, total.constexprs["BLOCK"])),
+            *(partial, ids, out, rows, columns, experts, ids.stride(0)),
+            options=total.options,
             SPLIT=split,
-            BLOCK=block,
             **routing,
+            **total.constexprs,
         )
     return out

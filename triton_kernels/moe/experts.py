@@ -1,8 +1,8 @@
 """moe_experts and moe for many rows: two grouped GEMMs over tiles of one expert's rows, then a gather-and-sum.
 
-gate/up gathers rows of x in its loads and applies SwiGLU to its two accumulators; down writes each slot's output packed;
-the sum reads a row's k outputs in slot order, so nothing is scattered and nothing depends on timing. A shared expert is a
-group of all rows: its tiles run in the same launches.
+gate/up gathers rows of x in its loads and applies SwiGLU to its two accumulators; down writes each slot's output
+packed; the sum reads a row's k outputs in slot order, so nothing is scattered and nothing depends on timing. A shared
+expert is a group of all rows: its tiles run in the same launches.
 
 Counting, 16-bit: gate/up reads 2 k N D (gathered, mostly from cache) and writes 2 k N I bytes, down reads 2 k N I and
 writes 2 k N D, the sum reads that again; weights are read once for GROUP row tiles. FLOPs 6 N D I k (1 + S).
@@ -18,6 +18,7 @@ import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import Target, launch, target_of
+from openmythos.triton_kernels.moe.gather_sum import gather_sum
 from openmythos.triton_kernels.moe.sort import Sorted, sort_by_expert
 from openmythos.triton_kernels.moe.tiles import multiplied, picked, scheduled, shared_chunk, swiglu
 
@@ -66,7 +67,7 @@ def _gate_up_product(
     return b_gate, b_up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "chunks"])
 def _moe_gate_up_kernel(
     p_x,
     p_gate_up,
@@ -85,12 +86,12 @@ def _moe_gate_up_kernel(
     tiles,
     chunks,
     depth,
+    width,
     x_stride,
     expert_stride,
     up_offset,
     weight_stride,
     shared_width,
-    WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -100,14 +101,14 @@ def _moe_gate_up_kernel(
     EVEN_N: tl.constexpr,
 ):
     row_tiles = tl.cdiv(rows, BLOCK_M)
-    is_dense, i_tile, i_column = scheduled(chunks * row_tiles, tiles, tl.cdiv(WIDTH, BLOCK_N), GROUP, True)
+    is_dense, i_tile, i_column = scheduled(chunks * row_tiles, tiles, tl.cdiv(width, BLOCK_N), GROUP, True)
     if i_tile < 0:
         return
     o_n = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     # the two kinds are two bodies, since a pointer that is one of two tensors is not for every compiler
     if is_dense:
         if SHARED:
-            i_expert, i_unit, units, i_hidden = shared_chunk(i_tile // row_tiles, widths, WIDTH)
+            i_expert, i_unit, units, i_hidden = shared_chunk(i_tile // row_tiles, widths, width)
             gate_stride = picked(gate_strides, i_expert)
             up_stride = picked(up_strides, i_expert)
             p_gate = picked(p_gates, i_expert) + tl.cast(i_unit, tl.int64) * gate_stride
@@ -128,7 +129,7 @@ def _moe_gate_up_kernel(
                 EVEN_K,
                 EVEN_N,
             )
-            m_out = (o_m < rows)[:, None] & (o_n < tl.minimum(units, WIDTH))[None, :]
+            m_out = (o_m < rows)[:, None] & (o_n < tl.minimum(units, width))[None, :]
             p_out = p_act_shared + o_m.to(tl.int64)[:, None] * shared_width + (i_hidden + o_n)[None, :]
             tl.store(p_out, swiglu(b_gate, b_up).to(p_act_shared.dtype.element_ty), mask=m_out)
     else:
@@ -144,7 +145,7 @@ def _moe_gate_up_kernel(
                 p_gate + up_offset,
                 b_row,
                 o_n,
-                WIDTH,
+                width,
                 depth,
                 x_stride,
                 weight_stride,
@@ -153,18 +154,18 @@ def _moe_gate_up_kernel(
                 EVEN_K,
                 EVEN_N,
             )
-            m_out = (o_m < i_end)[:, None] & (o_n < WIDTH)[None, :]
+            m_out = (o_m < i_end)[:, None] & (o_n < width)[None, :]
             if p_hidden is not None:
-                o_slot = tl.load(p_slots + o_m, mask=o_m < i_end, other=0).to(tl.int64) * (2 * WIDTH)
+                o_slot = tl.load(p_slots + o_m, mask=o_m < i_end, other=0).to(tl.int64) * (2 * width)
                 p_h = p_hidden + o_slot[:, None] + o_n[None, :]
                 tl.store(p_h, b_gate.to(p_hidden.dtype.element_ty), mask=m_out)
-                tl.store(p_h + WIDTH, b_up.to(p_hidden.dtype.element_ty), mask=m_out)
+                tl.store(p_h + width, b_up.to(p_hidden.dtype.element_ty), mask=m_out)
             if p_act is not None:
-                p_out = p_act + o_m.to(tl.int64)[:, None] * WIDTH + o_n[None, :]
+                p_out = p_act + o_m.to(tl.int64)[:, None] * width + o_n[None, :]
                 tl.store(p_out, swiglu(b_gate, b_up).to(p_act.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["dense_rows", "tiles"])
 def _moe_down_kernel(
     p_act,
     p_act_shared,
@@ -194,7 +195,7 @@ def _moe_down_kernel(
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
 ):
-    """Packed rows times their expert's matrix, PARTS of it after each other along the depth; the shared ones summed."""
+    """Packed rows times their expert's matrix, PARTS of it along the depth; of the shared experts the sum."""
     is_dense, i_tile, i_column = scheduled(
         tl.cdiv(dense_rows, BLOCK_M), tiles, tl.cdiv(columns, BLOCK_N), GROUP, False
     )
@@ -229,48 +230,6 @@ def _moe_down_kernel(
             m_out = (o_m < i_end)[:, None] & (o_n < columns)[None, :]
             p_y = p_out + o_m.to(tl.int64)[:, None] * columns + o_n[None, :]
             tl.store(p_y, b_acc.to(p_out.dtype.element_ty), mask=m_out)
-
-
-@triton.jit
-def _moe_gather_sum_kernel(
-    p_y,
-    p_shared,
-    p_positions,
-    p_weights,
-    p_partial,
-    p_out,
-    p_grad_weights,
-    columns,
-    slots,
-    partials,
-    weights_stride,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTIALS: tl.constexpr,
-):
-    """out[n] = sum_j weights[n, j] * y[position of slot (n, j)] + shared[n]; NaN for a slot without an expert."""
-    i_row = tl.program_id(0).to(tl.int64)
-    i_block = tl.program_id(1)
-    o_d = i_block * BLOCK + tl.arange(0, BLOCK)
-    m_d = o_d < columns
-    b_sum = tl.zeros([BLOCK], tl.float32)
-    for j in tl.static_range(K):
-        i_position = tl.load(p_positions + i_row * K + j).to(tl.int64)
-        b_y = tl.load(p_y + i_position * columns + o_d, mask=m_d & (i_position >= 0), other=float("nan")).to(
-            tl.float32
-        )
-        if p_weights is not None:
-            b_y *= tl.load(p_weights + i_row * weights_stride + j).to(tl.float32)
-        b_sum += b_y
-        if p_grad_weights is not None:
-            if i_block == 0:
-                o_p = tl.arange(0, PARTIALS)
-                p_part = p_partial + o_p.to(tl.int64) * slots + i_position
-                b_part = tl.load(p_part, mask=(o_p < partials) & (i_position >= 0), other=0.0)
-                tl.store(p_grad_weights + i_row * K + j, tl.sum(b_part).to(p_grad_weights.dtype.element_ty))
-    if p_shared is not None:
-        b_sum += tl.load(p_shared + i_row * columns + o_d, mask=m_d, other=0.0).to(tl.float32)
-    tl.store(p_out + i_row * columns + o_d, b_sum.to(p_out.dtype.element_ty), mask=m_d)
 
 
 def tile_config(x: torch.Tensor, slots: int, experts: int) -> tuple[Target, dict[str, int], int]:
@@ -311,30 +270,12 @@ def gate_up(
     launch(
         _moe_gate_up_kernel,
         (programs(tiles, chunks * triton.cdiv(rows, block_m), triton.cdiv(width, block_n), group),),
-        x,
-        weights,
-        found.slots,
-        found.rows,
-        found.tiles,
-        hidden,
-        act,
-        act_shared,
-        tuple(gate for gate, _, _ in shared),
-        tuple(up for _, up, _ in shared),
-        tuple(gate.stride(0) for gate, _, _ in shared),
-        tuple(up.stride(0) for _, up, _ in shared),
-        widths,
-        rows,
-        tiles,
-        chunks,
-        depth,
-        x.stride(0),
-        weights.stride(0),
-        weights.stride(1),
-        weights.stride(2),
-        sum(widths),
+        *(x, weights, found.slots, found.rows, found.tiles, hidden, act, act_shared),
+        *(tuple(gate for gate, _, _ in shared), tuple(up for _, up, _ in shared)),
+        *(tuple(gate.stride(0) for gate, _, _ in shared), tuple(up.stride(0) for _, up, _ in shared), widths, rows),
+        *(tiles, chunks, depth, width, x.stride(0), weights.stride(0), weights.stride(1), weights.stride(2)),
+        *(sum(widths),),
         options=chosen.options,
-        WIDTH=width,
         SHARED=len(shared),
         BLOCK_M=block_m,
         EVEN_K=depth % block_k == 0,
@@ -365,67 +306,15 @@ def down_product(
     launch(
         _moe_down_kernel,
         (programs(tiles, triton.cdiv(rows, block_m), triton.cdiv(columns, block_n), group),),
-        act,
-        act_shared,
-        weights,
-        found.tiles,
-        out,
-        out_shared,
-        tuple(down for _, _, down in shared),
-        tuple(down.stride(0) for _, _, down in shared),
-        widths,
-        rows,
-        tiles,
-        columns,
-        depth,
-        act.stride(0),
-        weights.stride(0),
-        weights.stride(1),
-        weights.stride(3),
-        weights.stride(2),
-        sum(widths),
+        *(act, act_shared, weights, found.tiles, out, out_shared, tuple(down for _, _, down in shared)),
+        *(tuple(down.stride(0) for _, _, down in shared), widths, rows, tiles, columns, depth, act.stride(0)),
+        *(weights.stride(0), weights.stride(1), weights.stride(3), weights.stride(2), sum(widths)),
         options=chosen.options,
         PARTS=parts,
         SHARED=len(shared),
         BLOCK_M=block_m,
         EVEN_K=all(part % block_k == 0 for part in (depth, *widths)),
         EVEN_N=columns % block_n == 0,
-        **chosen.constexprs,
-    )
-
-
-def gather_sum(
-    y: torch.Tensor,
-    found: Sorted,
-    out: torch.Tensor,
-    *,
-    k: int,
-    weights: torch.Tensor | None = None,
-    shared: torch.Tensor | None = None,
-    partial: torch.Tensor | None = None,
-    grad_weights: torch.Tensor | None = None,
-) -> None:
-    """out[n] = shared[n] + the sum of its slots' rows of y, weighted; grad_weights[n, j] the sum of its partials."""
-    rows, columns = out.shape
-    chosen = config("moe_gather_sum", target_of(out), columns=columns)
-    partials = 0 if partial is None else partial.shape[0]
-    launch(
-        _moe_gather_sum_kernel,
-        (rows, triton.cdiv(columns, chosen.constexprs["BLOCK"])),
-        y,
-        shared,
-        found.positions,
-        weights,
-        partial,
-        out,
-        grad_weights,
-        columns,
-        found.slots.numel(),
-        partials,
-        0 if weights is None else weights.stride(0),
-        options=chosen.options,
-        K=k,
-        PARTIALS=triton.next_power_of_2(max(partials, 1)),
         **chosen.constexprs,
     )
 
@@ -439,7 +328,7 @@ def grouped_experts(
     shared: Shared = (),
     hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """moe_experts plus the shared experts, for any number of rows; writes gate and up to hidden (N, k, 2, I) if given."""
+    """moe_experts plus the shared experts, for any number of rows; gate and up into hidden (N, k, 2, I) if given."""
     rows, columns = x.shape
     slots, k = ids.numel(), ids.shape[1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)

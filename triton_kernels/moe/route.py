@@ -25,7 +25,7 @@ def _ordered(b_score):
     return b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _moe_route_kernel(
     p_logits,
     p_bias,
@@ -76,7 +76,7 @@ def _moe_route_kernel(
         tl.atomic_add(p_counts + o_e, b_count, mask=m_e & (b_count > 0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _moe_route_backward_kernel(
     p_grad,
     p_ids,
@@ -123,14 +123,7 @@ def moe_route(
     launch(
         _moe_route_kernel,
         (programs,),
-        logits,
-        bias,
-        ids,
-        weights,
-        counts,
-        rows,
-        experts,
-        logits.stride(0),
+        *(logits, bias, ids, weights, counts, rows, experts, logits.stride(0)),
         options=chosen.options,
         K=k,
         K_BLOCK=triton.next_power_of_2(k),
@@ -151,12 +144,7 @@ def moe_route_backward(
     launch(
         _moe_route_backward_kernel,
         (triton.cdiv(rows, chosen.constexprs["ROWS"]),),
-        grad.contiguous(),
-        ids.contiguous(),
-        weights.contiguous(),
-        out,
-        rows,
-        n_experts,
+        *(grad.contiguous(), ids.contiguous(), weights.contiguous(), out, rows, n_experts),
         options=chosen.options,
         K=k,
         K_BLOCK=triton.next_power_of_2(k),

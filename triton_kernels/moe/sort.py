@@ -1,8 +1,8 @@
 """Groups (row, choice) slots by expert, by counting: stable, on the device, without atomics and without padding.
 
-Slot s = n * k + j is row n's j-th choice. Sorted, the slots of an expert are consecutive positions in slot order. GEMMs
-work on tiles of BLOCK_M positions of one expert: at most (N k + min(E, N k) (BLOCK_M - 1)) // BLOCK_M of them, a bound
-from shapes alone, so grids never depend on data. Slots whose id is no expert have no position.
+Slot s = n * k + j is row n's j-th choice. Sorted, the slots of an expert are consecutive positions in slot order.
+GEMMs work on tiles of BLOCK_M positions of one expert: at most (N k + min(E, N k) (BLOCK_M - 1)) // BLOCK_M of them, a
+bound from shapes alone, so grids never depend on data. Slots whose id is no expert have no position.
 
 Counting: 12 bytes a slot move, and every program reads the counts of all blocks (blocks * E * 4 bytes, from cache):
 8192 rows of 4 in 64 experts are 0.4 MB and 4 MB, against 100 MB that one GEMM moves.
@@ -46,7 +46,7 @@ def _slot_ids(p_ids, o_s, slots, k, ids_stride, experts):
     return tl.where((b_id >= 0) & (b_id < experts), b_id, -1).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _moe_sort_count_kernel(p_ids, p_counts, slots, k, ids_stride, experts, BLOCK: tl.constexpr, EXPERTS: tl.constexpr):
     i_block = tl.program_id(0)
     b_id = _slot_ids(p_ids, i_block * BLOCK + tl.arange(0, BLOCK), slots, k, ids_stride, experts)
@@ -54,7 +54,7 @@ def _moe_sort_count_kernel(p_ids, p_counts, slots, k, ids_stride, experts, BLOCK
     tl.store(p_counts + i_block * EXPERTS + tl.arange(0, EXPERTS), b_count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "blocks", "tiles"])
 def _moe_sort_place_kernel(
     p_ids,
     p_counts,
@@ -136,12 +136,7 @@ def sort_by_expert(ids: torch.Tensor, experts: int, block_m: int) -> Sorted:
     launch(
         _moe_sort_count_kernel,
         (blocks,),
-        ids,
-        counts,
-        slots,
-        k,
-        ids.stride(0),
-        experts,
+        *(ids, counts, slots, k, ids.stride(0), experts),
         options=options,
         BLOCK=SLOTS_BLOCK,
         EXPERTS=width,
@@ -149,15 +144,7 @@ def sort_by_expert(ids: torch.Tensor, experts: int, block_m: int) -> Sorted:
     launch(
         _moe_sort_place_kernel,
         (blocks + triton.cdiv(tiles, TILES_BLOCK),),
-        ids,
-        counts,
-        *found[:5],
-        slots,
-        k,
-        ids.stride(0),
-        experts,
-        blocks,
-        tiles,
+        *(ids, counts, *found[:5], slots, k, ids.stride(0), experts, blocks, tiles),
         options=options,
         BLOCK=SLOTS_BLOCK,
         EXPERTS=width,

@@ -1,4 +1,4 @@
-"""What the grouped GEMMs share: the order of programs, where a shared expert's weights lie, the loop over the depth."""
+"""What the kernels of the experts share: the order of programs, where shared experts lie, the loop over the depth."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def picked(values, index):
 
 
 @triton.jit
-def shared_chunk(i_chunk, widths, WIDTH: tl.constexpr):
-    """Shared experts side by side, cut into chunks of WIDTH hidden units, so that a chunk is like a routed expert.
+def shared_chunk(i_chunk, widths, chunk):
+    """Shared experts side by side, cut into chunks of that many hidden units, so that a chunk is like a routed expert.
 
     (which expert, the chunk's first unit in it, units from there on, the chunk's first column among all).
     """
     i_expert = 0
     i_first = 0
     i_column = 0
-    i_next = tl.cdiv(widths[0], WIDTH)
+    i_next = tl.cdiv(widths[0], chunk)
     column = widths[0]
     for s in tl.static_range(1, len(widths)):
         i_expert = tl.where(i_chunk >= i_next, s, i_expert)
         i_first = tl.where(i_chunk >= i_next, i_next, i_first)
         i_column = tl.where(i_chunk >= i_next, column, i_column)
-        i_next += tl.cdiv(widths[s], WIDTH)
+        i_next += tl.cdiv(widths[s], chunk)
         column += widths[s]
-    i_unit = (i_chunk - i_first) * WIDTH
+    i_unit = (i_chunk - i_first) * chunk
     return i_expert, i_unit, picked(widths, i_expert) - i_unit, i_column + i_unit
 
 
@@ -70,7 +70,7 @@ def swiglu(b_gate, b_up):
 
 @triton.jit
 def multiplied(b_acc, p_a, p_b, depth, b_step, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
-    """b_acc + A B over `depth`: p_a [M, BLOCK_K] and p_b [BLOCK_K, N] point at its start, B's rows are b_step apart."""
+    """b_acc + A B over `depth`: p_a [M, BLOCK_K] and p_b [BLOCK_K, N] point at its start, rows of B b_step apart."""
     o_k = tl.arange(0, BLOCK_K)
     for i_k in range(0, depth, BLOCK_K):
         if EVEN_K:
