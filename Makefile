@@ -11,7 +11,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' 2>/dev/null)
+native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 # Two worker processes of one thread each; tests about threads ask for theirs.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
