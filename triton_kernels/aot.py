@@ -77,6 +77,9 @@ def specialise(launch: Launch, target: Target) -> Specialised:
             attributes[index,] = [["tt.divisibility", 16]] if value % 16 == 0 and plain else []
         else:
             signature[name] = "fp32"
+    left = len(list(values))
+    if left:
+        raise TypeError(f"{launch.kernel.__name__} was given {left} arguments too many")
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return Specialised(source, arguments)
 

@@ -148,7 +148,8 @@ def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients for x and weight, in their dtypes."""
-    outer, rows = _rows(grad), _rows(x)
+    # autograd hands over expanded gradients, whose last stride is 0
+    outer, rows = _rows(grad if grad.stride(-1) == 1 else grad.contiguous()), _rows(x)
     n_rows, width = rows.shape
     target = target_of(x)
     chosen = config("rms_norm_backward", target, width=width)

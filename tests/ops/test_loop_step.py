@@ -178,6 +178,76 @@ def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> 
             assert_close("row alone", mine, true[one], other, dtype)
 
 
+def backward_args(args: list) -> list:
+    """Arguments of loop_step_backward for those of loop_step, with random gradients of its outputs."""
+    h, e, block_out, h_out, cum_p, *rest = args
+    grads = [randn(*part.shape, dtype=part.dtype) for part in (h, h_out, cum_p, e)]
+    return [*grads, h, e, block_out, cum_p, *rest]
+
+
+def _backward_reference(*args: object) -> tuple[torch.Tensor, ...]:
+    return tuple(reference.loop_step_backward(*args))
+
+
+@each_row("loop_step_backward")
+@each_dtype
+@pytest.mark.parametrize("t", [0, 3, "rows"])
+@SIZES
+def test_backward(row: Row, dtype: torch.dtype, t: object, rows: int, width: int, rank: int) -> None:
+    depth = torch.randint(0, 9, (rows,), dtype=torch.int32) if t == "rows" else t
+    check_row(row, _backward_reference, backward_args(step_args(rows, width, rank, depth, dtype)), dtype)
+
+
+@each_row("loop_step_backward")
+@each_dtype
+def test_backward_of_the_last_step(row: Row, dtype: torch.dtype) -> None:
+    found = check_row(row, _backward_reference, backward_args(step_args(9, 97, 3, 3, dtype, last=True)), dtype)
+    assert found[-1].numel() == 0
+
+
+@each_row("loop_step_backward")
+@pytest.mark.parametrize("dtypes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)], ids=["h", "e", "block_out"])
+def test_backward_of_mixed_dtypes(row: Row, dtypes: tuple[int, int, int]) -> None:
+    args = step_args(9, 97, 3, 1)
+    kinds = [(torch.float32, torch.bfloat16)[kind] for kind in dtypes]
+    args[:3] = [part.to(dtype) for part, dtype in zip(args[:3], kinds, strict=True)]
+    found = check_row(row, _backward_reference, backward_args(args), torch.bfloat16)
+    assert [part.dtype for part in found[:3]] == kinds
+
+
+@each_row("loop_step_backward")
+def test_backward_takes_strided_and_expanded_gradients(row: Row) -> None:
+    args = backward_args(step_args(19, 97, 3, 2))
+    args[0], args[1] = strided(args[0]), torch.ones(()).expand(19, 97)
+    args[2], args[3] = torch.ones(()).expand(19), torch.ones(()).expand(19, 97)
+    args[4:7] = [strided(part) for part in args[4:7]]
+    check_row(row, _backward_reference, args, torch.float32)
+
+
+@each_row("loop_step_backward")
+@each_dtype
+def test_backward_is_repeatable(row: Row, dtype: torch.dtype) -> None:
+    check_repeatable(row, backward_args(step_args(129, 131, 5, 2, dtype)))
+
+
+@each_row("loop_step_backward")
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [2, "rows"])
+@pytest.mark.parametrize(("rows", "width", "rank"), [(3, 8201, 4), (66, 4097, 9), (66, 2048, 16), (5, 32, 200)])
+def test_backward_of_wide_rows_and_many_ranks(row: Row, t: object, rows: int, width: int, rank: int) -> None:
+    depth = torch.randint(0, 9, (rows,), dtype=torch.int32) if t == "rows" else t
+    check_row(row, _backward_reference, backward_args(step_args(rows, width, rank, depth)), torch.float32)
+
+
+@each_row("loop_step")
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [2, "rows"])
+@pytest.mark.parametrize(("rows", "width", "rank"), [(3, 8201, 4), (66, 2048, 16), (5, 32, 200)])
+def test_wide_rows_and_many_ranks(row: Row, t: object, rows: int, width: int, rank: int) -> None:
+    depth = torch.randint(0, 9, (rows,), dtype=torch.int32) if t == "rows" else t
+    check_row(row, reference.loop_step, step_args(rows, width, rank, depth), torch.float32)
+
+
 def _gradients(function, args: list, cast: torch.dtype, wide: torch.dtype) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(5)
     tensors = [None if part is None else part.to(cast if i < 3 else wide) for i, part in enumerate(args[:13])]

@@ -6,6 +6,6 @@ also on "cpu", after every other backend. Importing this package does not import
 
 from __future__ import annotations
 
-from openmythos.backends.triton import rms_norm
+from openmythos.backends.triton import loop_step, rms_norm
 
-__all__ = ["rms_norm"]
+__all__ = ["loop_step", "rms_norm"]

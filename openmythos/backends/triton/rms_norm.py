@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from openmythos.backends.triton.rows import DTYPES, register_row, why_not
+from openmythos.backends.triton.rows import DTYPES, dtype_reason, register_row, why_not
 
 # Elements of a row that the kernel holds in registers.
 MAX_WIDTH = 16384
@@ -25,7 +25,7 @@ def _add_supports(
 
 
 def _backward_supports(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> str | None:
-    return why_not(grad, x, weight)
+    return dtype_reason(grad) or why_not(x, weight)
 
 
 register_row("rms_norm", "rms_norm.rms_norm", _supports)

@@ -32,14 +32,16 @@ def why_not(*tensors: torch.Tensor | None) -> str | None:
     reason = missing()
     if reason is not None:
         return reason
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.dtype not in DTYPES:
-            return f"dtype {tensor.dtype}: the kernels are float32, bfloat16 and float16"
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-            return "a tensor's last dimension is not contiguous"
-    return _target_reason(next(tensor for tensor in tensors if tensor is not None))
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.stride(-1) != 1 and tensor.shape[-1] > 1 for tensor in given):
+        return "a tensor's last dimension is not contiguous"
+    return dtype_reason(*given) or _target_reason(given[0])
+
+
+def dtype_reason(*tensors: torch.Tensor) -> str | None:
+    """The reason that holds for gradients, which launchers make contiguous: a dtype without kernels."""
+    wrong = [tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES]
+    return f"dtype {wrong[0]}: the kernels are float32, bfloat16 and float16" if wrong else None
 
 
 def _target_reason(x: torch.Tensor) -> str | None:

@@ -1,0 +1,282 @@
+"""Gradients of the loop step: h' is made again, every row read and written once, parameters summed in a fixed order.
+
+With one depth for all rows and up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row. Each program
+takes rows in turn and keeps the gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed
+afterwards. The LoRA matrices' gradients take a second pass over block_out and over the gradient that reaches them.
+Wider rows, and rows at depths of their own, take one pass for what a row needs to know of all its columns, and one by
+programs that each own a block of columns (wide.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from openmythos.triton_kernels.configs import config
+from openmythos.triton_kernels.launch import launch, target_of
+from openmythos.triton_kernels.loop_step.forward import with_lora
+from openmythos.triton_kernels.loop_step.gradients import lora_gradients, parameter_sums, row_sums
+from openmythos.triton_kernels.loop_step.parts import (
+    embedding,
+    halting_gradients,
+    load_row,
+    load_vector,
+    loop_embedding,
+    lora_inside,
+    store_row,
+)
+from openmythos.triton_kernels.loop_step.wide import wide_backward
+
+# Columns of a row that are held in registers beside four sums.
+WIDEST = 2048
+# Programs on one processor, each with sums of its own.
+PROGRAMS = 2
+
+
+@triton.jit(do_not_specialize=["n_rows", "t", "last_loop"])
+def _loop_step_backward_kernel(
+    p_grad_h,
+    p_grad_out,
+    p_grad_cum,
+    p_grad_next,
+    p_h,
+    p_e,
+    p_block,
+    p_cum,
+    p_A,
+    p_B,
+    p_down,
+    p_scale,
+    p_up,
+    p_halt_w,
+    p_halt_b,
+    p_norm_w,
+    p_embedding,
+    p_h_grad,
+    p_e_grad,
+    p_block_grad,
+    p_new_grad,
+    p_cum_grad,
+    p_work,
+    n_rows,
+    rank,
+    t,
+    last_loop,
+    threshold,
+    eps,
+    loop_dim,
+    WIDTH: tl.constexpr,
+    GRAD_H_STRIDE: tl.constexpr,
+    GRAD_OUT_STRIDE: tl.constexpr,
+    GRAD_NEXT_STRIDE: tl.constexpr,
+    H_STRIDE: tl.constexpr,
+    E_STRIDE: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr,
+    LORA: tl.constexpr,
+    NEXT: tl.constexpr,
+    NEW_GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # one workspace, since registers for more addresses run out: see _Workspace
+    padded = (n_rows.to(tl.int64) + 15) // 16 * 16
+    p_logit_grad = p_work + tl.num_programs(0).to(tl.int64) * 4 * WIDTH
+    p_low = p_logit_grad + padded
+    p_scaled_grad = p_low + padded * rank
+    o_d = tl.arange(0, BLOCK)
+    m_d = o_d < WIDTH
+    b_A_sum = tl.zeros([BLOCK], tl.float32)
+    b_B_sum = tl.zeros([BLOCK], tl.float32)
+    b_halt_sum = tl.zeros([BLOCK], tl.float32)
+    b_norm_sum = tl.zeros([BLOCK], tl.float32)
+    halt_b = tl.load(p_halt_b).to(tl.float32)
+    o_scale = tl.minimum(t, last_loop) * rank
+    for i_row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
+        row = tl.cast(i_row, tl.int64)
+        b_x = load_row(p_block + row * BLOCK_STRIDE, o_d, m_d).to(tl.float32)  # [BLOCK]
+        b_new = load_row(p_h + row * H_STRIDE, o_d, m_d).to(tl.float32) * load_vector(p_A, o_d, m_d)
+        b_new += load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32) * load_vector(p_B, o_d, m_d) + b_x
+        if LORA:
+            for i_r in range(rank):
+                low = tl.sum(b_x * load_vector(p_down + i_r * WIDTH, o_d, m_d))
+                tl.store(p_low + row * rank + i_r, low)
+                b_new += low * tl.load(p_scale + o_scale + i_r) * load_vector(p_up + i_r * WIDTH, o_d, m_d)
+
+        b_grad_out = load_row(p_grad_out + row * GRAD_OUT_STRIDE, o_d, m_d)
+        logit = tl.sum(b_new * load_vector(p_halt_w, o_d, m_d)) + halt_b
+        weight_grad = tl.sum(b_new * b_grad_out)
+        cum, p_grad = tl.load(p_cum + row), tl.load(p_grad_cum + row)
+        weight, logit_grad, cum_grad = halting_gradients(logit, cum, weight_grad, p_grad, threshold)
+        tl.store(p_cum_grad + row, cum_grad)
+        tl.store(p_logit_grad + row, logit_grad)
+
+        b_grad = load_row(p_grad_h + row * GRAD_H_STRIDE, o_d, m_d).to(tl.float32)
+        b_grad += weight * b_grad_out + logit_grad * load_vector(p_halt_w, o_d, m_d)
+        b_halt_sum += logit_grad * b_new
+        b_e_grad = tl.zeros([BLOCK], tl.float32)
+        if NEXT:
+            b_source = b_new + load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
+            b_source += loop_embedding(t, p_embedding, o_d, loop_dim, False)
+            norm = tl.rsqrt(tl.sum(b_source * b_source) / WIDTH + eps)
+            b_source *= norm
+            b_outer = load_row(p_grad_next + row * GRAD_NEXT_STRIDE, o_d, m_d).to(tl.float32)
+            b_norm_sum += b_outer * b_source
+            b_outer *= load_vector(p_norm_w, o_d, m_d)
+            b_e_grad = norm * (b_outer - b_source * (tl.sum(b_outer * b_source) / WIDTH))
+            b_grad += b_e_grad
+        # h and e once more, from the L2 cache: registers are what runs out first
+        b_A_sum += b_grad * load_row(p_h + row * H_STRIDE, o_d, m_d).to(tl.float32)
+        b_B_sum += b_grad * load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
+        store_row(p_h_grad + row * WIDTH, o_d, m_d, b_grad * load_vector(p_A, o_d, m_d))
+        store_row(p_e_grad + row * WIDTH, o_d, m_d, b_e_grad + b_grad * load_vector(p_B, o_d, m_d))
+        if NEW_GRAD:
+            store_row(p_new_grad + row * WIDTH, o_d, m_d, b_grad)
+        if LORA:
+            b_block_grad = b_grad
+            for i_r in range(rank):
+                scaled_grad = tl.sum(b_grad * load_vector(p_up + i_r * WIDTH, o_d, m_d))
+                tl.store(p_scaled_grad + row * rank + i_r, scaled_grad)
+                scaled_grad *= tl.load(p_scale + o_scale + i_r)
+                b_block_grad += scaled_grad * load_vector(p_down + i_r * WIDTH, o_d, m_d)
+            store_row(p_block_grad + row * WIDTH, o_d, m_d, b_block_grad)
+    p_part = p_work + tl.program_id(0).to(tl.int64) * 4 * WIDTH
+    store_row(p_part, o_d, m_d, b_A_sum)
+    store_row(p_part + WIDTH, o_d, m_d, b_B_sum)
+    store_row(p_part + 2 * WIDTH, o_d, m_d, b_halt_sum)
+    store_row(p_part + 3 * WIDTH, o_d, m_d, b_norm_sum)
+
+
+class _Workspace(NamedTuple):
+    """Views of one buffer: four sums of each program (P, 4, D), and for each row d logit (N), low and d scaled (N, r).
+
+    low is block_out down^T, and scaled is low times the row's scale.
+    """
+
+    buffer: torch.Tensor
+    parts: torch.Tensor
+    logit: torch.Tensor
+    low: torch.Tensor
+    scaled: torch.Tensor
+
+    @classmethod
+    def empty(cls, programs: int, width: int, rows: int, rank: int, device: torch.device) -> _Workspace:
+        # whole cache lines for each, so that the kernels after this one see aligned tensors whatever N is
+        padded = triton.cdiv(rows, 16) * 16
+        sizes = (programs * 4 * width, padded, padded * rank, padded * rank)
+        buffer = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+        parts, logit, low, scaled = buffer.split(sizes)
+        low, scaled = (part.view(padded, rank)[:rows] for part in (low, scaled))
+        return cls(buffer, parts.view(programs, 4, width), logit[:rows], low, scaled)
+
+
+class Outputs(NamedTuple):
+    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it."""
+
+    h: torch.Tensor
+    e: torch.Tensor
+    block: torch.Tensor | None
+    new: torch.Tensor | None
+    cum: torch.Tensor
+
+
+def _contiguous(x: torch.Tensor) -> torch.Tensor:
+    # autograd hands over expanded gradients, whose last stride is 0
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _bytes(*rows: torch.Tensor) -> int:
+    return min(part.element_size() for part in rows)
+
+
+def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, lora: bool, out: Outputs) -> _Workspace:
+    """Gradients of rows into `out`; returns what those of the parameters are made of."""
+    A, B, down, scale, up, halt_w, halt_b, norm_w = params
+    (rows, width), target = h.shape, target_of(h)
+    rank = down.shape[0] if lora else 0
+    chosen = config("loop_step_backward", target, width=width, bytes=_bytes(h, e, block_out))
+    programs = min(rows, PROGRAMS * target.processors)
+    work = _Workspace.empty(programs, width, rows, rank, h.device)
+    table = embedding(loop_dim, h.device, t + 1)
+    matrices = (down, scale, up) if lora else (None, None, None)
+    launch(
+        _loop_step_backward_kernel,
+        (programs,),
+        *(*grads, h, e, block_out, cum_p, A, B, *matrices, halt_w, halt_b, norm_w, table),
+        *(*out, work.buffer, rows, rank, t, scale.shape[0] - 1, threshold, eps, loop_dim),
+        WIDTH=width,
+        GRAD_H_STRIDE=grads[0].stride(0),
+        GRAD_OUT_STRIDE=grads[1].stride(0),
+        GRAD_NEXT_STRIDE=0 if grads[3] is None else grads[3].stride(0),
+        H_STRIDE=h.stride(0),
+        E_STRIDE=e.stride(0),
+        BLOCK_STRIDE=block_out.stride(0),
+        LORA=lora,
+        NEXT=norm_w is not None,
+        NEW_GRAD=out.new is not None,
+        BLOCK=triton.next_power_of_2(width),
+        **chosen.constexprs,
+        options=chosen.options,
+    )
+    return work
+
+
+def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum_p, *rest) -> tuple[torch.Tensor, ...]:
+    """Gradients for h, e, block_out, cum_p and the eight parameters, in their dtypes; empty for no norm_w."""
+    t, threshold, eps, loop_dim = rest[8:]
+    params = [None if part is None else part.contiguous() for part in rest[:8]]
+    A, B, down, scale, up, halt_w, halt_b, norm_w = params
+    t, cum_p = t.contiguous() if isinstance(t, torch.Tensor) else t, cum_p.contiguous()
+    rows, width = h.shape
+    rank = down.shape[0]
+    grads = [_contiguous(grad_h), _contiguous(grad_out), grad_p.contiguous(), None]
+    if norm_w is not None:
+        grads[3] = _contiguous(grad_next)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=h.device)
+
+    widest = 0 if isinstance(t, torch.Tensor) else WIDEST
+    inside = rank > 0 and lora_inside(rows, width, rank, widest)
+    # what reaches the delta: asked for where it is block_out's gradient itself, where the products with it are
+    # outside, and where block_out's gradient is rounded to 16 bits
+    new = None
+    if not inside or block_out.dtype != torch.float32:
+        new = empty(rows, width, dtype=block_out.dtype if rank == 0 else torch.float32)
+    out = Outputs(
+        h=empty(rows, width, dtype=h.dtype),
+        e=empty(rows, width, dtype=e.dtype),
+        block=empty(rows, width, dtype=block_out.dtype) if inside else None,
+        new=new,
+        cum=empty(rows),
+    )
+    x = block_out
+    if rank > 0 and not inside:
+        x, low, row_scale = with_lora(block_out, down, scale, up, t)
+    vectors = (A, B, halt_w, norm_w)
+    if width > widest:
+        parts, logit = wide_backward(grads, h, e, x, cum_p, vectors, halt_b, t, threshold, eps, loop_dim, out)
+    else:
+        work = _fused(grads, h, e, x, cum_p, params, t, threshold, eps, loop_dim, inside, out)
+        parts, logit = work.parts, work.logit
+    of_vectors = [None if part is None else torch.empty_like(part) for part in vectors]
+    parameter_sums(parts, of_vectors)
+
+    if rank == 0:
+        block, low, scaled = out.new, None, None
+        lora = torch.empty_like(down), torch.empty_like(up)
+    elif inside:
+        block, low, scaled = out.block, work.low, work.scaled
+        reaching = block if new is None else new
+        lora = lora_gradients(block_out, reaching, new is not None, low, scaled, scale, down, t)
+    else:
+        scaled = torch.mm(new, up.float().T)
+        low_grad = scaled * row_scale
+        block = torch.addmm(new, low_grad, down.float()).to(block_out.dtype)
+        lora = torch.mm(low_grad.T, block_out.float()), torch.mm((low * row_scale).T, new)
+    of_scale, of_halt_b = row_sums(low, scaled, logit, scale, halt_b, t)
+    of_A, of_B, of_halt_w, of_norm_w = of_vectors
+    of_down, of_up = lora[0].to(down.dtype), lora[1].to(up.dtype)
+    last = empty(0) if of_norm_w is None else of_norm_w
+    return out.h, out.e, block, out.cum, of_A, of_B, of_down, of_scale, of_up, of_halt_w, of_halt_b, last
