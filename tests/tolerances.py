@@ -40,6 +40,7 @@ MODEL_LIMITS = {
 
 # Gradients of one or a few numbers (log_dt, a bias) are sums that cancel, so that one rounding weighs more.
 GRADIENT_LIMITS = {torch.float32: Limit(5e-6, 1e-4, 1e-3)}
+FEW_NUMBERS = 128
 # float16 products on the CPU accumulate in float16 for some layouts of their operands, so that two equal
 # formulas differ by more than their roundings.
 FLOAT16_PRODUCTS = {**LIMITS, torch.float16: Limit(1e-3, 4e-3, 2e-2)}
@@ -100,6 +101,11 @@ def assert_close(
     )
     assert ours.frobenius <= allowed, report
     assert ours.largest <= allowed_max, report
+
+
+def gradient_limits(gradient: torch.Tensor) -> dict[torch.dtype, Limit]:
+    """The limits that hold for a gradient computed by one backward op: wider ones where it is only a few numbers."""
+    return {**LIMITS, **GRADIENT_LIMITS} if gradient.numel() < FEW_NUMBERS else LIMITS
 
 
 def assert_within(name: str, actual: torch.Tensor, exact: torch.Tensor, relative: float) -> None:

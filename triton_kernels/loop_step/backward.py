@@ -1,9 +1,10 @@
 """Gradients of the loop step: h' is made again, every row read and written once, parameters summed in a fixed order.
 
-Up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row. Each program takes rows in turn and keeps the
-gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed afterwards. The LoRA matrices'
-gradients take a second pass over block_out and over the gradient that reaches them. Wider rows take one pass for what
-a row needs to know of all its columns, and one by programs that each own a block of columns.
+With one depth for all rows and up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row. Each program
+takes rows in turn and keeps the gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed
+afterwards. The LoRA matrices' gradients take a second pass over block_out and over the gradient that reaches them.
+Wider rows, and rows at depths of their own, take one pass for what a row needs to know of all its columns, and one by
+programs that each own a block of columns (wide.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from openmythos.triton_kernels.loop_step.forward import with_lora
 from openmythos.triton_kernels.loop_step.gradients import lora_gradients, parameter_sums, row_sums
 from openmythos.triton_kernels.loop_step.parts import (
     embedding,
-    frequencies,
     halting_gradients,
     load_row,
     load_vector,
@@ -31,7 +31,7 @@ from openmythos.triton_kernels.loop_step.parts import (
 from openmythos.triton_kernels.loop_step.wide import wide_backward
 
 # Columns of a row that are held in registers beside four sums.
-WIDEST = 4096
+WIDEST = 2048
 # Programs on one processor, each with sums of its own.
 PROGRAMS = 2
 
@@ -55,7 +55,6 @@ def _loop_step_backward_kernel(
     p_halt_b,
     p_norm_w,
     p_embedding,
-    p_t,
     p_h_grad,
     p_e_grad,
     p_block_grad,
@@ -76,7 +75,6 @@ def _loop_step_backward_kernel(
     H_STRIDE: tl.constexpr,
     E_STRIDE: tl.constexpr,
     BLOCK_STRIDE: tl.constexpr,
-    PER_ROW: tl.constexpr,
     LORA: tl.constexpr,
     NEXT: tl.constexpr,
     NEW_GRAD: tl.constexpr,
@@ -94,14 +92,12 @@ def _loop_step_backward_kernel(
     b_halt_sum = tl.zeros([BLOCK], tl.float32)
     b_norm_sum = tl.zeros([BLOCK], tl.float32)
     halt_b = tl.load(p_halt_b).to(tl.float32)
+    o_scale = tl.minimum(t, last_loop) * rank
     for i_row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        row = i_row.to(tl.int64)
-        depth = tl.load(p_t + row).to(tl.int32) if PER_ROW else t
-        o_scale = tl.minimum(depth, last_loop) * rank
+        row = tl.cast(i_row, tl.int64)
         b_x = load_row(p_block + row * BLOCK_STRIDE, o_d, m_d).to(tl.float32)  # [BLOCK]
-        b_e = load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
         b_new = load_row(p_h + row * H_STRIDE, o_d, m_d).to(tl.float32) * load_vector(p_A, o_d, m_d)
-        b_new += b_e * load_vector(p_B, o_d, m_d) + b_x
+        b_new += load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32) * load_vector(p_B, o_d, m_d) + b_x
         if LORA:
             for i_r in range(rank):
                 low = tl.sum(b_x * load_vector(p_down + i_r * WIDTH, o_d, m_d))
@@ -109,8 +105,7 @@ def _loop_step_backward_kernel(
                 b_new += low * tl.load(p_scale + o_scale + i_r) * load_vector(p_up + i_r * WIDTH, o_d, m_d)
 
         b_grad_out = load_row(p_grad_out + row * GRAD_OUT_STRIDE, o_d, m_d)
-        b_halt_w = load_vector(p_halt_w, o_d, m_d)
-        logit = tl.sum(b_new * b_halt_w) + halt_b
+        logit = tl.sum(b_new * load_vector(p_halt_w, o_d, m_d)) + halt_b
         weight_grad = tl.sum(b_new * b_grad_out)
         cum, p_grad = tl.load(p_cum + row), tl.load(p_grad_cum + row)
         weight, logit_grad, cum_grad = halting_gradients(logit, cum, weight_grad, p_grad, threshold)
@@ -118,11 +113,12 @@ def _loop_step_backward_kernel(
         tl.store(p_logit_grad + row, logit_grad)
 
         b_grad = load_row(p_grad_h + row * GRAD_H_STRIDE, o_d, m_d).to(tl.float32)
-        b_grad += weight * b_grad_out + logit_grad * b_halt_w
+        b_grad += weight * b_grad_out + logit_grad * load_vector(p_halt_w, o_d, m_d)
         b_halt_sum += logit_grad * b_new
         b_e_grad = tl.zeros([BLOCK], tl.float32)
         if NEXT:
-            b_source = b_new + b_e + loop_embedding(depth + 1, p_embedding, o_d, loop_dim, PER_ROW)
+            b_source = b_new + load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
+            b_source += loop_embedding(t, p_embedding, o_d, loop_dim, False)
             norm = tl.rsqrt(tl.sum(b_source * b_source) / WIDTH + eps)
             b_source *= norm
             b_outer = load_row(p_grad_next + row * GRAD_NEXT_STRIDE, o_d, m_d).to(tl.float32)
@@ -130,9 +126,9 @@ def _loop_step_backward_kernel(
             b_outer *= load_vector(p_norm_w, o_d, m_d)
             b_e_grad = norm * (b_outer - b_source * (tl.sum(b_outer * b_source) / WIDTH))
             b_grad += b_e_grad
-        # h once more, from the L2 cache: registers are what runs out first
+        # h and e once more, from the L2 cache: registers are what runs out first
         b_A_sum += b_grad * load_row(p_h + row * H_STRIDE, o_d, m_d).to(tl.float32)
-        b_B_sum += b_grad * b_e
+        b_B_sum += b_grad * load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
         store_row(p_h_grad + row * WIDTH, o_d, m_d, b_grad * load_vector(p_A, o_d, m_d))
         store_row(p_e_grad + row * WIDTH, o_d, m_d, b_e_grad + b_grad * load_vector(p_B, o_d, m_d))
         if NEW_GRAD:
@@ -190,21 +186,25 @@ def _contiguous(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _bytes(*rows: torch.Tensor) -> int:
+    return min(part.element_size() for part in rows)
+
+
 def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, lora: bool, out: Outputs) -> _Workspace:
     """Gradients of rows into `out`; returns what those of the parameters are made of."""
     A, B, down, scale, up, halt_w, halt_b, norm_w = params
     (rows, width), target = h.shape, target_of(h)
-    rank, per_row = down.shape[0] if lora else 0, isinstance(t, torch.Tensor)
-    chosen = config("loop_step_backward", target, width=width, per_row=int(per_row))
+    rank = down.shape[0] if lora else 0
+    chosen = config("loop_step_backward", target, width=width, bytes=_bytes(h, e, block_out))
     programs = min(rows, PROGRAMS * target.processors)
     work = _Workspace.empty(programs, width, rows, rank, h.device)
-    table = frequencies(loop_dim, h.device) if per_row else embedding(loop_dim, h.device, t + 1)
+    table = embedding(loop_dim, h.device, t + 1)
     matrices = (down, scale, up) if lora else (None, None, None)
     launch(
         _loop_step_backward_kernel,
         (programs,),
-        *(*grads, h, e, block_out, cum_p, A, B, *matrices, halt_w, halt_b, norm_w, table, t if per_row else None),
-        *(*out, work.buffer, rows, rank, 0 if per_row else t, scale.shape[0] - 1, threshold, eps, loop_dim),
+        *(*grads, h, e, block_out, cum_p, A, B, *matrices, halt_w, halt_b, norm_w, table),
+        *(*out, work.buffer, rows, rank, t, scale.shape[0] - 1, threshold, eps, loop_dim),
         WIDTH=width,
         GRAD_H_STRIDE=grads[0].stride(0),
         GRAD_OUT_STRIDE=grads[1].stride(0),
@@ -212,7 +212,6 @@ def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, l
         H_STRIDE=h.stride(0),
         E_STRIDE=e.stride(0),
         BLOCK_STRIDE=block_out.stride(0),
-        PER_ROW=per_row,
         LORA=lora,
         NEXT=norm_w is not None,
         NEW_GRAD=out.new is not None,
@@ -238,7 +237,8 @@ def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=h.device)
 
-    inside = rank > 0 and lora_inside(rows, width, rank, WIDEST)
+    widest = 0 if isinstance(t, torch.Tensor) else WIDEST
+    inside = rank > 0 and lora_inside(rows, width, rank, widest)
     # what reaches the delta: asked for where it is block_out's gradient itself, where the products with it are
     # outside, and where block_out's gradient is rounded to 16 bits
     new = None
@@ -255,7 +255,7 @@ def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum
     if rank > 0 and not inside:
         x, low, row_scale = with_lora(block_out, down, scale, up, t)
     vectors = (A, B, halt_w, norm_w)
-    if width > WIDEST:
+    if width > widest:
         parts, logit = wide_backward(grads, h, e, x, cum_p, vectors, halt_b, t, threshold, eps, loop_dim, out)
     else:
         work = _fused(grads, h, e, x, cum_p, params, t, threshold, eps, loop_dim, inside, out)
