@@ -1,4 +1,4 @@
-"""mla_attention at the variants' dimensions: one and several new tokens, prefill, backward; plain, ragged and paged."""
+"""Specimens of latent attention: both forms and the backward, at the dimensions of the variants, 16 bits and float32."""
 
 from __future__ import annotations
 
