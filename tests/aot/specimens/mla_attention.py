@@ -1,4 +1,4 @@
-"""Specimens of latent attention: both forms and the backward, at the dimensions of the variants, 16 bits and float32."""
+"""Specimens of latent attention: both forms and the backward, at the dimensions of the variants."""
 
 from __future__ import annotations
 
