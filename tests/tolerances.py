@@ -40,7 +40,7 @@ MODEL_LIMITS = {
 
 # Gradients of one or a few numbers (log_dt, a bias) are sums that cancel, so that one rounding weighs more.
 GRADIENT_LIMITS = {torch.float32: Limit(5e-6, 1e-4, 1e-3)}
-FEW_NUMBERS = 128
+FEW_NUMBERS = 8
 # float16 products on the CPU accumulate in float16 for some layouts of their operands, so that two equal
 # formulas differ by more than their roundings.
 FLOAT16_PRODUCTS = {**LIMITS, torch.float16: Limit(1e-3, 4e-3, 2e-2)}
