@@ -18,7 +18,9 @@ from openmythos.triton_kernels.launch import Target
 
 # what Triton itself takes; everything else in a config is a constexpr of the kernel
 OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "maxnreg")
-
+# A block has 99 KB of shared memory there, on sm80 163: no more than so much of sm80's tiles fits.
+SMALL_SHARED = ("sm86", "sm89", "sm120", "sm121")
+SMALL_STAGES, SMALL_DECODE_ROWS = 2, 32
 
 _recorded: ContextVar[dict[str, set[int]] | None] = ContextVar("openmythos_triton_recorded", default=None)
 _pinned: ContextVar[Mapping[str, int] | None] = ContextVar("openmythos_triton_pinned", default=None)
@@ -36,11 +38,16 @@ def _table(arch: str) -> dict[str, list[dict[str, Any]]]:
     return json.loads((Path(__file__).parent / f"{arch}.json").read_text())
 
 
-def _file_for(target: Target) -> str:
-    if target.amd:
+def nearest(arch: str) -> str:
+    """The architecture with a file whose configs `arch` takes: the one with its matrix instructions.
+
+    gfx11 and gfx12 take gfx1151's (waves of 32 lanes, 64 KB of LDS), sm80 to sm89 sm80's (mma.sync), sm90 its own
+    (wgmma), sm100 to sm119 sm100's (tcgen05), sm120 and above sm80's again: they multiply by mma.sync.
+    """
+    if arch.startswith("gfx"):
         return "gfx1151"
-    major = int(target.arch[2:-1])
-    return "sm80" if major < 9 else "sm90" if major == 9 else "sm100"
+    major = int(arch[2:-1])
+    return "sm90" if major == 9 else "sm100" if major in (10, 11) else "sm80"
 
 
 @functools.cache
@@ -54,19 +61,23 @@ def _find(arch: str, kernel: str, sizes: tuple[tuple[str, int], ...]) -> int:
 
 @functools.cache
 def _entry(arch: str, kernel: str, index: int) -> Config:
-    chosen = {name: value for name, value in _table(arch)[kernel][index].items() if name != "at_most"}
+    """An entry of the file that `arch` takes, made to fit `arch`."""
+    chosen = {name: value for name, value in _table(nearest(arch))[kernel][index].items() if name != "at_most"}
+    if arch in SMALL_SHARED:
+        most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_DECODE_ROWS} if kernel == "mla_decode" else {})
+        chosen |= {name: min(chosen[name], bound) for name, bound in most.items() if name in chosen}
     options = {name: chosen.pop(name) for name in OPTIONS if name in chosen}
     return Config(chosen, options)
 
 
 def config(kernel: str, target: Target, **sizes: int) -> Config:
     """The tuned config of `kernel` for these sizes; an architecture without a file takes its nearest relative's."""
-    arch, fixed = _file_for(target), _pinned.get()
-    index = fixed[kernel] if fixed and kernel in fixed else _find(arch, kernel, tuple(sizes.items()))
+    fixed = _pinned.get()
+    index = fixed[kernel] if fixed and kernel in fixed else _find(nearest(target.arch), kernel, tuple(sizes.items()))
     found = _recorded.get()
     if found is not None:
         found.setdefault(kernel, set()).add(index)
-    return _entry(arch, kernel, index)
+    return _entry(target.arch, kernel, index)
 
 
 def all_configs(kernel: str, arch: str) -> list[dict[str, Any]]:

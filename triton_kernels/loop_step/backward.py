@@ -1,8 +1,8 @@
 """Gradients of the loop step: h' is made again, every row read and written once, parameters summed in a fixed order.
 
-With one depth for all rows and up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row. Each program
-takes rows in turn and keeps the gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed
-afterwards. The LoRA matrices' gradients take a second pass over block_out and over the gradient that reaches them.
+With one depth for all rows and up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row, and one of the
+gradient that reaches the LoRA matrices, for whose sums a second pass reads it and block_out. Each program takes rows
+in turn and keeps the gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed afterwards.
 Wider rows, and rows at depths of their own, take one pass for what a row needs to know of all its columns, and one by
 programs that each own a block of columns (wide.py).
 """
@@ -77,7 +77,6 @@ def _loop_step_backward_kernel(
     BLOCK_STRIDE: tl.constexpr,
     LORA: tl.constexpr,
     NEXT: tl.constexpr,
-    NEW_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # one workspace, since registers for more addresses run out: see _Workspace
@@ -131,8 +130,7 @@ def _loop_step_backward_kernel(
         b_B_sum += b_grad * load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
         store_row(p_h_grad + row * WIDTH, o_d, m_d, b_grad * load_vector(p_A, o_d, m_d))
         store_row(p_e_grad + row * WIDTH, o_d, m_d, b_e_grad + b_grad * load_vector(p_B, o_d, m_d))
-        if NEW_GRAD:
-            store_row(p_new_grad + row * WIDTH, o_d, m_d, b_grad)
+        store_row(p_new_grad + row * WIDTH, o_d, m_d, b_grad)
         if LORA:
             b_block_grad = b_grad
             for i_r in range(rank):
@@ -172,12 +170,16 @@ class _Workspace(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it."""
+    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it.
+
+    Without LoRA `new` is block_out's gradient, in its dtype. With it the sums over rows need what reaches the delta,
+    in float32: taken from block_out's gradient by subtraction it would lose digits.
+    """
 
     h: torch.Tensor
     e: torch.Tensor
     block: torch.Tensor | None
-    new: torch.Tensor | None
+    new: torch.Tensor
     cum: torch.Tensor
 
 
@@ -214,7 +216,6 @@ def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, l
         BLOCK_STRIDE=block_out.stride(0),
         LORA=lora,
         NEXT=norm_w is not None,
-        NEW_GRAD=out.new is not None,
         BLOCK=triton.next_power_of_2(width),
         **chosen.constexprs,
         options=chosen.options,
@@ -239,16 +240,11 @@ def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum
 
     widest = 0 if isinstance(t, torch.Tensor) else WIDEST
     inside = rank > 0 and lora_inside(rows, width, rank, widest)
-    # what reaches the delta: asked for where it is block_out's gradient itself, where the products with it are
-    # outside, and where block_out's gradient is rounded to 16 bits
-    new = None
-    if not inside or block_out.dtype != torch.float32:
-        new = empty(rows, width, dtype=block_out.dtype if rank == 0 else torch.float32)
     out = Outputs(
         h=empty(rows, width, dtype=h.dtype),
         e=empty(rows, width, dtype=e.dtype),
         block=empty(rows, width, dtype=block_out.dtype) if inside else None,
-        new=new,
+        new=empty(rows, width, dtype=block_out.dtype if rank == 0 else torch.float32),
         cum=empty(rows),
     )
     x = block_out
@@ -268,13 +264,12 @@ def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum
         lora = torch.empty_like(down), torch.empty_like(up)
     elif inside:
         block, low, scaled = out.block, work.low, work.scaled
-        reaching = block if new is None else new
-        lora = lora_gradients(block_out, reaching, new is not None, low, scaled, scale, down, t)
+        lora = lora_gradients(block_out, out.new, low, scaled, scale, down, t)
     else:
-        scaled = torch.mm(new, up.float().T)
+        scaled = torch.mm(out.new, up.float().T)
         low_grad = scaled * row_scale
-        block = torch.addmm(new, low_grad, down.float()).to(block_out.dtype)
-        lora = torch.mm(low_grad.T, block_out.float()), torch.mm((low * row_scale).T, new)
+        block = torch.addmm(out.new, low_grad, down.float()).to(block_out.dtype)
+        lora = torch.mm(low_grad.T, block_out.float()), torch.mm((low * row_scale).T, out.new)
     of_scale, of_halt_b = row_sums(low, scaled, logit, scale, halt_b, t)
     of_A, of_B, of_halt_w, of_norm_w = of_vectors
     of_down, of_up = lora[0].to(down.dtype), lora[1].to(up.dtype)

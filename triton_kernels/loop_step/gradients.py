@@ -1,8 +1,7 @@
 """Sums over rows in a fixed order: gradients of the LoRA matrices and scales, the halting bias, programs' parts.
 
 The gradients of the LoRA matrices are two products over the rows: block_out once more, and the gradient that reaches
-the low-rank delta, N x D each. In float32 that gradient need not be stored: it is block_out's own gradient less
-low_grad down, and the sum over rows of the difference is a product of r x r numbers with down.
+the low-rank delta, N x D each.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ def _loop_step_lora_kernel(
     p_low,
     p_scaled_grad,
     p_scale,
-    p_down,
     p_t,
     p_parts,
     n_rows,
@@ -46,7 +44,6 @@ def _loop_step_lora_kernel(
     last_loop,
     block_stride,
     PER_ROW: tl.constexpr,
-    REACHED: tl.constexpr,
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -57,7 +54,6 @@ def _loop_step_lora_kernel(
     m_rank = o_rank < rank
     b_down_sum = tl.zeros([RANK, COLUMNS], tl.float32)
     b_up_sum = tl.zeros([RANK, COLUMNS], tl.float32)
-    b_square_sum = tl.zeros([RANK, RANK], tl.float32)
     for i_row in range(tl.program_id(1) * ROWS, n_rows, tl.num_programs(1) * ROWS):
         o_row = (i_row + tl.arange(0, ROWS)).to(tl.int64)
         m_row = o_row < n_rows
@@ -71,13 +67,6 @@ def _loop_step_lora_kernel(
         b_low_grad = tl.load(p_scaled_grad + o_low, mask=m_low, other=0.0) * b_scale
         b_down_sum = tl.dot(tl.trans(b_low_grad), b_x, b_down_sum, input_precision="ieee")
         b_up_sum = tl.dot(tl.trans(b_scaled), b_grad, b_up_sum, input_precision="ieee")
-        if not REACHED:
-            b_square_sum = tl.dot(tl.trans(b_scaled), b_low_grad, b_square_sum, input_precision="ieee")
-    if not REACHED:
-        for i_r in range(rank):
-            b_column = tl.sum(tl.where(o_rank[None, :] == i_r, b_square_sum, 0.0), axis=1)
-            b_down = tl.load(p_down + i_r * width + o_d, mask=m_d, other=0.0).to(tl.float32)
-            b_up_sum -= b_column[:, None] * b_down[None, :]
     mask = m_rank[:, None] & m_d[None, :]
     p_part = p_parts + tl.program_id(1).to(tl.int64) * 2 * rank * width + o_rank[:, None] * width + o_d[None, :]
     tl.store(p_part, b_down_sum, mask=mask)
@@ -166,11 +155,11 @@ def parameter_sums(parts: torch.Tensor, outputs: list[torch.Tensor | None]) -> N
     )
 
 
-def lora_gradients(block_out, grad, reached, low, scaled_grad, scale, down, t) -> tuple[torch.Tensor, torch.Tensor]:
+def lora_gradients(block_out, grad, low, scaled_grad, scale, down, t) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of down and up, (r, D) float32.
 
-    grad (N, D) float32 is the gradient that reached the delta, or, unless `reached`, block_out's. low and scaled_grad
-    (N, r): block_out down^T, and the gradient of low * scale.
+    grad (N, D) float32 is the gradient that reached the delta; low and scaled_grad (N, r) are block_out down^T, and
+    the gradient of low * scale.
     """
     n_rows, width = block_out.shape
     rank, target = down.shape[0], target_of(block_out)
@@ -182,10 +171,9 @@ def lora_gradients(block_out, grad, reached, low, scaled_grad, scale, down, t) -
     launch(
         _loop_step_lora_kernel,
         (blocks, parts),
-        *(block_out, grad, low, scaled_grad, scale, down, t if per_row else None, partial),
+        *(block_out, grad, low, scaled_grad, scale, t if per_row else None, partial),
         *(n_rows, width, rank, 0 if per_row else t, scale.shape[0] - 1, block_out.stride(0)),
         PER_ROW=per_row,
-        REACHED=reached,
         RANK=max(triton.next_power_of_2(rank), 8),
         **chosen.constexprs,
         options=chosen.options,

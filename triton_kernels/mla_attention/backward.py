@@ -180,7 +180,7 @@ def _mla_backward_keys_kernel(
         b_delta = tl.load(p_delta + o_stat + first + o_m, mask=m_m, other=0.0)
         b_s = tl.dot(b_kr, b_qr.T, input_precision="ieee")  # [BLOCK_N, BLOCK_M]
         b_s = _two_pieces(b_s, p_k, m_n, b_k0, b_k1, p_row, m_m, b_q0, b_q1, dn, DN, N1, CHUNK)
-        visible = m_n[:, None] & (o_m < new)[None, :]
+        visible = m_n[:, None]
         if CAUSAL:
             visible = (o_n[:, None] - (length - new)) <= (first + o_m)[None, :]
             visible = visible & m_n[:, None]
@@ -231,6 +231,7 @@ def mla_attention_backward(
     total, dc, dv, dr = latent.shape[1], latent.shape[2], w_uv.shape[1], k_rope.shape[2]
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
+    lse = lse.contiguous()
     if seq_lens is not None:
         # rows past a sequence's length may hold anything, and 0 times that is not always 0
         inside = torch.arange(total, device=latent.device)[None, :] < seq_lens[:, None]
@@ -251,7 +252,7 @@ def mla_attention_backward(
         *grad.stride()[:3], *q_nope.stride()[:3], *q_rope.stride()[:3], *both.stride()[:3], *k_rope.stride()[:2],
     )  # fmt: skip
     inputs = (grad, q_nope, q_rope, both, both[..., dn:], k_rope, seq_lens)
-    sizes = {"size": latent.element_size(), "width": dn + dr}
+    sizes = {"size": latent.element_size(), "width": dn + dr, "full": int(not causal)}
     queries = config("mla_backward_queries", target_of(latent), **sizes)
     launch(
         _mla_backward_queries_kernel, (triton.cdiv(new, queries.constexprs["BLOCK_M"]), heads, batch), *inputs,

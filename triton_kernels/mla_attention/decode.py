@@ -39,8 +39,9 @@ def _mla_fold_kernel(
 ):  # fmt: skip
     """Query rows times w_uk of their head: columns BLOCK_C of BLOCK_R tokens."""
     i_head = tl.program_id(1).to(tl.int64)
-    o_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks: tl.constexpr = (DC + BLOCK_C - 1) // BLOCK_C
+    o_r = tl.program_id(0) // blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     m_r, m_c = o_r < rows, o_c < DC
     i_batch, i_new = (o_r // new).to(tl.int64), (o_r % new).to(tl.int64)
     p_q += i_batch * q_b + i_new * q_t + i_head * q_h
@@ -75,7 +76,7 @@ def _mla_decode_kernel(
     rows = new * heads
     o_r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_r = o_r < rows
-    i_new = o_r // heads
+    i_new, i_head = o_r // heads, o_r % heads
     length = total
     if p_lens is not None:
         length = tl.load(p_lens + i_batch).to(tl.int32)
@@ -89,7 +90,7 @@ def _mla_decode_kernel(
 
     o_q = i_batch * rows + o_r
     p_q += o_q * DC
-    p_q_rope += i_batch * q_rope_b + i_new * q_rope_t + (o_r % heads) * q_rope_h
+    p_q_rope += i_batch * q_rope_b + i_new.to(tl.int64) * q_rope_t + i_head.to(tl.int64) * q_rope_h
     b_qr = load_tile(p_q_rope, m_r, 0, R, DR)  # [BLOCK_M, R]
     if CHUNK == 0:
         b_q0 = load_tile(p_q, m_r, 0, C0, DC)  # [BLOCK_M, C0]
@@ -152,8 +153,10 @@ def _mla_combine_kernel(
     program use them, and read share by share.
     """
     i_head = tl.program_id(1).to(tl.int64)
-    o_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_v, o_most = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, MOST)
+    blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
+    i_column = tl.program_id(0) % blocks
+    o_r = tl.program_id(0) // blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_v, o_most = i_column * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, MOST)
     m_r, m_v = o_r < tokens, o_v < DV
     rows = tl.cast(new * heads, tl.int64)
     i_batch, i_new = (o_r // new).to(tl.int64), o_r % new
@@ -200,7 +203,7 @@ def _mla_combine_kernel(
             b_out = tl.dot(b_o.to(p_w.dtype.element_ty), b_w.T, b_out, input_precision="ieee")
         m_out = m_r[:, None] & m_v[None, :]
         tl.store(p_out + o_out[:, None] + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
-    if tl.program_id(0) == 0:
+    if i_column == 0:
         tl.store(p_out_lse + (i_batch * heads + i_head) * new + i_new, b_most + tl.log(b_sum), mask=m_r)
 
 
@@ -211,7 +214,7 @@ def _fold(q_nope: torch.Tensor, w_uk: torch.Tensor) -> torch.Tensor:
     out = torch.empty((batch, new, heads, dc), dtype=q_nope.dtype, device=q_nope.device)
     chosen = config("mla_fold", target_of(q_nope), size=q_nope.element_size(), tokens=batch * new)
     block = chosen.constexprs
-    grid = (triton.cdiv(dc, block["BLOCK_C"]), heads, triton.cdiv(batch * new, block["BLOCK_R"]))
+    grid = (triton.cdiv(dc, block["BLOCK_C"]) * triton.cdiv(batch * new, block["BLOCK_R"]), heads)
     launch(
         _mla_fold_kernel, grid, q_nope, w_uk, out, batch * new, new, dn, *q_nope.stride()[:3], *w_uk.stride()[:2],
         *out.stride()[:3], DN=dn, DC=dc, **block, options=chosen.options,
@@ -227,7 +230,7 @@ def _combine(part: torch.Tensor, part_lse: torch.Tensor, w_uv: torch.Tensor, sha
     lse = torch.empty((batch, heads, new), dtype=torch.float32, device=part.device)
     chosen = config("mla_combine", target_of(part), size=w_uv.element_size(), tokens=batch * new)
     block = chosen.constexprs
-    grid = (triton.cdiv(dv, block["BLOCK_V"]), heads, triton.cdiv(batch * new, block["BLOCK_R"]))
+    grid = (triton.cdiv(dv, block["BLOCK_V"]) * triton.cdiv(batch * new, block["BLOCK_R"]), heads)
     launch(
         _mla_combine_kernel, grid, part, part_lse, w_uv, out, lse, batch * new, new, heads, splits, dc,
         *w_uv.stride()[:2], DC=dc, DV=dv, MOST=MAX_SPLITS, **block, options=chosen.options,

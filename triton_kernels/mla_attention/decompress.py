@@ -53,7 +53,7 @@ def gather_pages(
     launch(
         _mla_gather_pages_kernel, (triton.cdiv(total, COPIED_ROWS), batch), latent, k_rope, seq_lens, block_table, out,
         total, *sequence_strides(latent), *sequence_strides(k_rope), block_table.stride(0), DC=dc, DR=dr, C0=c0, C1=c1,
-        R0=r0, R1=r1, PAGE=page, BLOCK=COPIED_ROWS, options={"num_warps": 4},
+        R0=r0, R1=r1, PAGE=page, BLOCK=COPIED_ROWS, options={"num_warps": 8},
     )  # fmt: skip
     return out[..., :dc], out[..., dc:]
 

@@ -23,8 +23,8 @@ from openmythos.triton_kernels.mla_attention.tiles import (
     store_tile,
 )
 
-# bytes of keys and values in memory at a time
-WORKSPACE = 1 << 31
+# bytes of keys and values in memory at a time: from 2 GiB on their offsets take twice the registers on AMD
+WORKSPACE = (1 << 31) - 1
 
 
 @triton.jit

@@ -40,12 +40,13 @@ def _mla_scores_kernel(
 
     Keys from `begin` to `end`, or to the sequence's length if that is less.
     """
-    i_batch, i_tile, tiles = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    rows = new * heads
-    o_r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_batch, rows = tl.program_id(1).to(tl.int64), new * heads
+    blocks = tl.cdiv(rows, BLOCK_M)
+    i_tile, tiles = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
+    o_r = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
     m_r = o_r < rows
-    i_new, first = o_r // heads, begin + i_tile * BLOCK_N
+    i_new, i_head, first = o_r // heads, o_r % heads, begin + i_tile * BLOCK_N
     length = end
     if p_lens is not None:
         length = tl.load(p_lens + i_batch).to(tl.int32)
@@ -64,7 +65,7 @@ def _mla_scores_kernel(
     p_q += (i_batch * rows + o_r) * DC
     b_s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_s = dot_rows(b_s, p_q, m_r, p_key, m_n, dc, DC, CHUNK)
-    p_q_rope += i_batch * q_rope_b + i_new * q_rope_t + (o_r % heads) * q_rope_h
+    p_q_rope += i_batch * q_rope_b + i_new.to(tl.int64) * q_rope_t + i_head.to(tl.int64) * q_rope_h
     b_qr = load_tile(p_q_rope, m_r, 0, R, DR)
     b_kr = load_tile(p_rope, m_n, 0, R, DR)
     b_s = tl.dot(b_qr, b_kr.T, b_s, input_precision="ieee")
@@ -155,7 +156,7 @@ def wide_shares(
     values = config("mla_values", target, size=size, rows=rows)
     tile, block = scores.constexprs["BLOCK_N"], dict(values.constexprs)
     programs, least_keys = block.pop("PROGRAMS"), block.pop("LEAST_KEYS")
-    segment = max(WORKSPACE // max(batch * rows * size, 1), total // MAX_SPLITS, 1)
+    segment = max(WORKSPACE // max(batch * rows * size, 1), triton.cdiv(total, MAX_SPLITS), 1)
     segment = min(triton.cdiv(segment, tile), max(triton.cdiv(total, tile), 1)) * tile
     segments, tiles = max(triton.cdiv(total, segment), 1), segment // tile
     blocks = triton.cdiv(rows, block["BLOCK_M"]) * triton.cdiv(dc, block["BLOCK_C"])
@@ -168,7 +169,7 @@ def wide_shares(
     sums = torch.empty((batch, tiles, rows), dtype=torch.float32, device=q.device)
     part = torch.empty((batch, segments * splits, rows, dc), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((batch, segments * splits, rows), dtype=torch.float32, device=q.device)
-    score_grid = (triton.cdiv(rows, scores.constexprs["BLOCK_M"]), tiles, batch)
+    score_grid = (triton.cdiv(rows, scores.constexprs["BLOCK_M"]) * tiles, batch)
     for i in range(segments):
         begin, end = i * segment, min(i * segment + segment, total)
         launch(

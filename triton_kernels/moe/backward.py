@@ -163,9 +163,9 @@ def _hidden_grad(
     found: Sorted,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dH (N k, 2 I), w A (N k, I), partial sums of dw (column tiles, N k)), packed."""
-    experts, depth, width = down.shape
+    _, depth, width = down.shape
     slots, k = found.slots.numel(), weights.shape[1]
-    target, key, block_m = tile_config(grad, slots, experts)
+    target, key, block_m = tile_config(grad, slots, down)
     chosen = config("moe_hidden_grad", target, **key)
     block_n, block_k, group = (chosen.constexprs[name] for name in ("BLOCK_N", "BLOCK_K", "GROUP"))
     columns, tiles = triton.cdiv(width, block_n), found.tiles.shape[1]
@@ -189,8 +189,8 @@ def _weight_grad(
     left: torch.Tensor, right: torch.Tensor, found: Sorted, out: torch.Tensor, *, gather_left: bool
 ) -> None:
     """out (E, left's columns, right's columns) = left^T right over each expert's positions."""
-    target, key, _ = tile_config(left, found.slots.numel(), out.shape[0])
-    chosen = config("moe_weight_grad", target, bits=key["bits"])
+    target, key, _ = tile_config(left, found.slots.numel(), out)
+    chosen = config("moe_weight_grad", target, bits=key["bits"], odd=key["odd"])
     block_m, block_n, group = (chosen.constexprs[name] for name in ("BLOCK_M", "BLOCK_N", "GROUP"))
     left_columns, right_columns = left.shape[1], right.shape[1]
     tiles, columns = triton.cdiv(left_columns, block_m), triton.cdiv(right_columns, block_n)
@@ -227,7 +227,9 @@ def moe_experts_backward(
             gate_up_weights.new_zeros(gate_up_weights.shape),
             down.new_zeros(down.shape),
         )
-    _, _, block_m = tile_config(x, slots, experts)
+    # autograd hands over expanded gradients, whose last stride is 0
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    _, _, block_m = tile_config(x, slots, gate_up_weights)
     found = sort_by_expert(ids, experts, block_m)
     if hidden is None:
         hidden = x.new_empty((slots, 2 * width))

@@ -313,7 +313,8 @@ def decode_experts(
     experts, columns, width = down.shape
     slots, k = ids.numel(), ids.shape[1]
     target, tile_rows = target_of(x), 1 if rows == 1 else MAX_ROWS
-    key = {"bits": 8 * x.element_size(), "rows": tile_rows}
+    odd = int(any(size % 16 for size in (depth, width)))
+    key = {"bits": 8 * x.element_size(), "rows": tile_rows, "odd": odd}
     widths = tuple(gate.shape[0] for gate, _, _ in shared)
     chunks = sum(triton.cdiv(part, width) for part in widths)
     units = torch.empty(1 + slots * (1 + tile_rows), dtype=torch.int32, device=x.device)

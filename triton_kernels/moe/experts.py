@@ -232,12 +232,17 @@ def _moe_down_kernel(
             tl.store(p_y, b_acc.to(p_out.dtype.element_ty), mask=m_out)
 
 
-def tile_config(x: torch.Tensor, slots: int, experts: int) -> tuple[Target, dict[str, int], int]:
-    """(target, what configs are chosen by, rows of a tile) for this many slots of this many experts."""
+def tile_config(x: torch.Tensor, slots: int, weights: torch.Tensor) -> tuple[Target, dict[str, int], int]:
+    """(target, what configs are chosen by, rows of a tile) for this many slots of the experts whose weights these are.
+
+    Rows that are not whole vectors of 16 are odd: their loads are narrow, and take an address each.
+    """
     target = target_of(x)
     bits = 8 * x.element_size()
-    block_m = config("moe_tiles", target, bits=bits, rows=triton.cdiv(slots, experts)).constexprs["BLOCK_M"]
-    return target, {"bits": bits, "block_m": block_m}, block_m
+    rows = triton.cdiv(slots, weights.shape[0])
+    block_m = config("moe_tiles", target, bits=bits, rows=rows).constexprs["BLOCK_M"]
+    odd = int(any(size % 16 for size in weights.shape[-2:]))
+    return target, {"bits": bits, "block_m": block_m, "odd": odd}, block_m
 
 
 def programs(tiles: int, dense: int, columns: int, group: int) -> int:
@@ -261,7 +266,7 @@ def gate_up(
     """
     rows, depth = x.shape
     width = weights.shape[2]
-    target, key, block_m = tile_config(x, found.slots.numel(), weights.shape[0])
+    target, key, block_m = tile_config(x, found.slots.numel(), weights)
     chosen = config("moe_gate_up", target, **key)
     block_n, block_k, group = (chosen.constexprs[name] for name in ("BLOCK_N", "BLOCK_K", "GROUP"))
     widths = tuple(gate.shape[0] for gate, _, _ in shared)
@@ -297,7 +302,7 @@ def down_product(
 ) -> None:
     """out[p] = sum over parts of act[p, part] @ weights[expert of p, part]: weights (E, parts, depth, columns)."""
     _, parts, depth, columns = weights.shape
-    target, key, block_m = tile_config(act, found.slots.numel(), weights.shape[0])
+    target, key, block_m = tile_config(act, found.slots.numel(), weights)
     chosen = config(kernel_config, target, **key)
     block_n, block_k, group = (chosen.constexprs[name] for name in ("BLOCK_N", "BLOCK_K", "GROUP"))
     widths = tuple(down.shape[1] for _, _, down in shared)
@@ -334,7 +339,7 @@ def grouped_experts(
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows == 0:
         return out
-    _, _, block_m = tile_config(x, slots, down.shape[0])
+    _, _, block_m = tile_config(x, slots, gate_up_weights)
     found = sort_by_expert(ids, down.shape[0], block_m)
     act = x.new_empty((slots, down.shape[2]))
     act_shared = x.new_empty((rows, sum(part.shape[1] for _, _, part in shared))) if shared else None

@@ -51,7 +51,7 @@ def _moe_sort_count_kernel(p_ids, p_counts, slots, k, ids_stride, experts, BLOCK
     i_block = tl.program_id(0)
     b_id = _slot_ids(p_ids, i_block * BLOCK + tl.arange(0, BLOCK), slots, k, ids_stride, experts)
     b_count = tl.histogram(b_id, EXPERTS, mask=b_id >= 0)  # [EXPERTS]
-    tl.store(p_counts + i_block * EXPERTS + tl.arange(0, EXPERTS), b_count)
+    tl.store(p_counts + i_block.to(tl.int64) * EXPERTS + tl.arange(0, EXPERTS), b_count)
 
 
 @triton.jit(do_not_specialize=["slots", "blocks", "tiles"])
@@ -80,7 +80,9 @@ def _moe_sort_place_kernel(
     b_before = tl.zeros([EXPERTS], tl.int32)
     for i_first in range(0, blocks, _COUNTS_CHUNK):
         o_b = i_first + tl.arange(0, _COUNTS_CHUNK)
-        b_count = tl.load(p_counts + o_b[:, None] * EXPERTS + o_e[None, :], mask=(o_b < blocks)[:, None], other=0)
+        b_count = tl.load(
+            p_counts + o_b.to(tl.int64)[:, None] * EXPERTS + o_e[None, :], mask=(o_b < blocks)[:, None], other=0
+        )
         b_all += tl.sum(b_count, axis=0)
         b_before += tl.sum(tl.where((o_b < i_block)[:, None], b_count, 0), axis=0)
     b_start = tl.cumsum(b_all, axis=0) - b_all

@@ -6,6 +6,6 @@ also on "cpu", after every other backend. Importing this package does not import
 
 from __future__ import annotations
 
-from openmythos.backends.triton import loop_step, mla_attention, moe, rms_norm
+from openmythos.backends.triton import loop_step, mla_attention, moe, rms_norm, rope
 
-__all__ = ["loop_step", "mla_attention", "moe", "rms_norm"]
+__all__ = ["loop_step", "mla_attention", "moe", "rms_norm", "rope"]

@@ -13,6 +13,8 @@ MAX_EXPERTS = 1024
 # Pointers to shared experts are arguments of a kernel.
 MAX_SHARED = 16
 LARGE_BYTES = 2**31
+# Positions of choices are counted in 32 bits, in blocks and tiles beyond the last one too.
+MAX_CHOICES = 2**30
 
 Shared = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -40,6 +42,8 @@ def _experts_supports(
         return "the tensors have different dtypes"
     if ids.stride(-1) != 1 and ids.shape[-1] > 1:
         return "the last dimension of ids is not contiguous"
+    if ids.numel() > MAX_CHOICES:
+        return f"{ids.numel()} choices of rows: the kernels count up to {MAX_CHOICES}"
     return _too_many(down.shape[0]) or why_not(x, weights, gate_up, down)
 
 

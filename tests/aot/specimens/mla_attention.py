@@ -10,7 +10,7 @@ import torch
 from openmythos import reference
 from openmythos.triton_kernels import mla_attention as kernels
 from openmythos.triton_kernels.mla_attention import prefill
-from tests.aot.specimens import Specimen
+from tests.aot.specimens import Specimen, large
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 PAGE = 64
@@ -24,8 +24,10 @@ MODELS = {
 }
 
 
-def _parts(dims: tuple, dtype: torch.dtype, device: str, batch: int, new: int, total: int, heads: int) -> list:
-    """The op's tensors, latent and k_rope as views of one cache, w_uk and w_uv of one weight."""
+def _parts(
+    dims: tuple, dtype: torch.dtype, device: str, batch: int, new: int, total: int, heads: int, huge: bool = False
+) -> list:
+    """The op's tensors, latent and k_rope as views of one cache (in 2 GiB if `huge`), w_uk and w_uv of one weight."""
     dn, dr, dc, dv = dims
 
     def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -33,6 +35,8 @@ def _parts(dims: tuple, dtype: torch.dtype, device: str, batch: int, new: int, t
 
     cache, weight = normal(batch, total, dc + dr), normal(heads, dn + dv, dc, scale=dc**-0.5)
     queries = [normal(batch, new, heads, dn), normal(batch, new, heads, dr)]
+    if huge:
+        cache = large(cache)
     return [*queries, cache[..., :dc], cache[..., dc:], weight[:, :dn], weight[:, dn:]]
 
 
@@ -49,14 +53,18 @@ def _plain(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: in
     return *_parts(dims, dtype, device, *size), _scale(dims), causal
 
 
+def _huge(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: int) -> tuple:
+    return *_parts(dims, dtype, device, *size, huge=True), _scale(dims), causal
+
+
 def _ragged(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: int) -> tuple:
     return *_plain(dims, dtype, causal, device, *size), _lengths(size[0], size[2], device)
 
 
-def _paged(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: int) -> tuple:
+def _paged(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: int, huge: bool = False) -> tuple:
     """A cache of `total` tokens a sequence in pages whose order is reversed."""
     batch, new, total, heads = size
-    parts = _parts(dims, dtype, device, batch * total // PAGE, new, PAGE, heads)
+    parts = _parts(dims, dtype, device, batch * total // PAGE, new, PAGE, heads, huge)
     queries = _parts(dims, dtype, device, batch, new, 1, heads)[:2]
     table = torch.arange(batch * total // PAGE - 1, -1, -1, dtype=torch.int32, device=device).view(batch, -1)
     return *queries, *parts[2:], _scale(dims), causal, _lengths(batch, total, device), table
@@ -88,7 +96,9 @@ def _specimen(
     many, dims = MODELS[model]
     heads = heads or many
     causal = not what.startswith("full")
-    inputs = {"plain": _plain, "ragged": _ragged, "paged": _paged}[kind]
+    inputs = {"plain": _plain, "ragged": _ragged, "paged": _paged, "huge": _huge}.get(kind)
+    if kind == "huge-pages":
+        inputs = partial(_paged, huge=True)
     call, truth = {
         "decode": (kernels.mla_decode, ABSORBED),
         "segments": (_in_three_segments, reference.mla_attention),
@@ -97,7 +107,7 @@ def _specimen(
         inputs = partial(_backward, kind == "ragged")
         call, truth = kernels.mla_attention_backward, reference.mla_attention_backward
     tokens = 1 if what == "decode" else 37
-    small = (2, min(size[1] + 1, tokens), 128, 3) if kind == "paged" else (2, min(size[1] + 1, tokens), 97, 3)
+    small = (2, min(size[1] + 1, tokens), 128, 3) if "page" in kind else (2, min(size[1] + 1, tokens), 97, 3)
     shape = "x".join(map(str, (*size, heads)))
     name = f"mla_attention/{what}/{model}/{kind}/{shape}/{str(dtype).removeprefix('torch.')}"
     return Specimen(name, call, truth, partial(inputs, dims, dtype, causal), (*size, heads), small, dtype)
@@ -119,18 +129,28 @@ SPECIMENS = [
     _specimen("decode", "1b", BFLOAT, kind="ragged", size=(4, 1, 4096)),
     *(_specimen("decode", model, BFLOAT, kind="paged", size=(4, 1, 4096)) for model in MODELS),
     _specimen("decode", "1b", BFLOAT, kind="paged", size=(4, 4, 4096)),
+    # a cache of 2 GiB and more, which needs wider offsets
+    *(_specimen("decode", model, BFLOAT, kind="huge") for model in ("1b", "10b", "500b")),
+    _specimen("decode", "10b", BFLOAT, kind="huge", heads=16),
+    _specimen("decode", "10b", FLOAT, kind="huge"),
+    *(_specimen("decode", model, BFLOAT, kind="huge-pages", size=(4, 1, 4096)) for model in ("1b", "10b", "500b")),
+    _specimen("prefill", "10b", BFLOAT, kind="huge", size=TEXT),
     *(_specimen("decode", model, HALF) for model in ("1b", "3b", "10b", "500b")),
     *(_specimen("decode", model, FLOAT) for model in ("1b", "10b", "500b")),
     _specimen("decode", "1b", FLOAT, size=MANY),
-    _specimen("prefill", "10b", BFLOAT, size=(1, 8, 4096)),
+    _specimen("decode", "1b", FLOAT, kind="ragged", size=(4, 1, 4096)),
+    *(_specimen("prefill", "10b", dtype, size=(1, 8, 4096)) for dtype in (BFLOAT, HALF)),
     _specimen("full", "10b", BFLOAT, size=TEXT),
-    _specimen("segments", "10b", BFLOAT, size=TEXT),
+    *(_specimen("segments", model, BFLOAT, size=TEXT) for model in ("3b", "10b")),
+    _specimen("segments", "3b", FLOAT, size=TEXT),
     _specimen("prefill", "1b", BFLOAT, kind="ragged", size=TEXT),
     _specimen("prefill", "10b", BFLOAT, kind="paged", size=(2, 512, 4096)),
+    _specimen("prefill", "3b", FLOAT, kind="paged", size=(2, 512, 4096)),
     *(_specimen("prefill", model, HALF, size=TEXT) for model in ("1b", "3b", "10b")),
     *(_specimen("prefill", model, FLOAT, size=TEXT) for model in ("1b", "3b", "10b")),
     _specimen("full-backward", "10b", BFLOAT, size=TEXT),
-    _specimen("backward", "1b", BFLOAT, kind="ragged", size=TEXT),
+    *(_specimen("backward", model, BFLOAT, kind="ragged", size=TEXT) for model in ("1b", "10b")),
+    _specimen("backward", "3b", FLOAT, kind="ragged", size=TEXT),
     *(_specimen("backward", model, HALF, size=TEXT) for model in ("1b", "3b", "10b")),
     *(_specimen("backward", model, FLOAT, size=TEXT) for model in ("1b", "3b", "10b")),
 ]
