@@ -1,8 +1,8 @@
 #pragma once
 
-// The only file that knows CUDA from HIP. nvcc reads it, and clang or hipcc with `-x hip -nogpuinc -nogpulib`: on AMD
-// there are compiler builtins and nothing else, since the device libraries need not be installed. Waves have 32 lanes
-// on both.
+// The only file, with gpu/matrix.h, that knows CUDA from HIP. nvcc reads it, and clang or hipcc with `-x hip -nogpuinc
+// -nogpulib`: on AMD there are compiler builtins and nothing else, since the device libraries need not be installed.
+// Waves have 32 lanes on both.
 
 #include <stdint.h>
 
@@ -15,8 +15,12 @@
 #endif
 // No shared object can be preloaded over a kernel, so that the compiler may see through everything in it.
 #define OPENMYTHOS_KERNEL(threads) extern "C" __global__ __attribute__((amdgpu_flat_work_group_size(1, threads))) void
+#define OPENMYTHOS_KERNEL_SHARING(threads, blocks) OPENMYTHOS_KERNEL(threads)
 #else
 #define OPENMYTHOS_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// So many blocks have to fit a multiprocessor. Not told, ptxas gives up registers, and loads in flight with them, for
+// more. AMD's compiler weighs that by itself.
+#define OPENMYTHOS_KERNEL_SHARING(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #endif
 #define OPENMYTHOS_DEVICE __device__ __attribute__((always_inline)) inline
 
@@ -45,6 +49,14 @@ OPENMYTHOS_DEVICE int block_index_y() { return int(blockIdx.y); }
 OPENMYTHOS_DEVICE int block_index_z() { return int(blockIdx.z); }
 OPENMYTHOS_DEVICE void sync_block() { __syncthreads(); }
 #endif
+// A number that is the same in all lanes of a wave, where the compiler cannot know it.
+OPENMYTHOS_DEVICE int uniform(int x) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_amdgcn_readfirstlane(x);
+#else
+    return x;
+#endif
+}
 OPENMYTHOS_DEVICE int lane_index() { return thread_index() % WAVE; }
 OPENMYTHOS_DEVICE int wave_index() { return thread_index() / WAVE; }
 
@@ -56,13 +68,25 @@ OPENMYTHOS_DEVICE float from_lane_xor(float x) {
     static_assert(MASK > 0 && MASK < WAVE);
 #ifdef OPENMYTHOS_HIP
     int bits = __builtin_bit_cast(int, x);
-    if constexpr ((MASK & 16) != 0)
+    if constexpr ((MASK & 16) != 0) {
         bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, false, false);
+        // clang 19 moves the exchange into a branch that alone uses the result, where the other lanes are switched off.
+        asm volatile("" : "+v"(bits));
+    }
     // row_xmask: a register move on RDNA, where a shuffle through LDS would take tens of cycles.
     if constexpr ((MASK & 15) != 0) bits = __builtin_amdgcn_update_dpp(0, bits, 0x160 + (MASK & 15), 0xf, 0xf, true);
     return __builtin_bit_cast(float, bits);
 #else
     return __shfl_xor_sync(0xffffffffu, x, MASK);
+#endif
+}
+
+// Bit l tells whether it is so in lane l. All lanes of the wave have to be there.
+OPENMYTHOS_DEVICE uint32_t wave_ballot(bool x) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_amdgcn_ballot_w32(x);
+#else
+    return __ballot_sync(0xffffffffu, x);
 #endif
 }
 
@@ -202,10 +226,16 @@ struct alignas(16) Words {
     uint32_t w[4];
 };
 
+#ifdef OPENMYTHOS_HIP
+// Pointers out of a struct may point anywhere as far as the compiler knows, and would be read by flat instructions.
+typedef __attribute__((address_space(1))) words4 global_words4;
+OPENMYTHOS_DEVICE const global_words4* in_memory(const void* p) { return (const global_words4*)p; }
+#endif
+
 // Data that this block reads once: it must not push out of the first cache what blocks share.
 OPENMYTHOS_DEVICE Words load_once(const void* p) {
 #ifdef OPENMYTHOS_HIP
-    return __builtin_bit_cast(Words, __builtin_nontemporal_load(static_cast<const words4*>(p)));
+    return __builtin_bit_cast(Words, __builtin_nontemporal_load(in_memory(p)));
 #else
     Words x;
     asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -214,7 +244,78 @@ OPENMYTHOS_DEVICE Words load_once(const void* p) {
     return x;
 #endif
 }
-OPENMYTHOS_DEVICE Words load_shared_by_blocks(const void* p) { return *static_cast<const Words*>(p); }
+OPENMYTHOS_DEVICE Words load_shared_by_blocks(const void* p) {
+#ifdef OPENMYTHOS_HIP
+    return __builtin_bit_cast(Words, *in_memory(p));
+#else
+    return *static_cast<const Words*>(p);
+#endif
+}
 OPENMYTHOS_DEVICE void store_words(void* p, Words x) { *static_cast<Words*>(p) = x; }
+
+// ---- matrix instructions ----------------------------------------------------------------------------------------
+
+// A wave multiplies two matrices of 16 rows of bf16 or f16, read as they lie: acc[m][n] += sum over k of a[m][k]
+// b[n][k] for TILE_DEPTH columns k. A lane gives two vectors of eight columns of each, and holds eight numbers of the
+// result. Which vectors is the same for a and b, so that the instructions may see the columns in an order of their own.
+#ifdef OPENMYTHOS_HIP
+constexpr int TILE_DEPTH = 16;
+OPENMYTHOS_DEVICE int tile_vector_row(int) { return lane_index() % 16; }
+OPENMYTHOS_DEVICE int tile_vector_column(int vector) { return 8 * vector; }
+OPENMYTHOS_DEVICE int tile_m(int i) { return 2 * i + lane_index() / 16; }
+OPENMYTHOS_DEVICE int tile_n(int) { return lane_index() % 16; }
+#else
+constexpr int TILE_DEPTH = 32;
+OPENMYTHOS_DEVICE int tile_vector_row(int vector) { return lane_index() / 4 + 8 * vector; }
+OPENMYTHOS_DEVICE int tile_vector_column(int) { return 8 * (lane_index() % 4); }
+OPENMYTHOS_DEVICE int tile_m(int i) { return lane_index() / 4 + i % 4 / 2 * 8; }
+OPENMYTHOS_DEVICE int tile_n(int i) { return i / 4 * 8 + lane_index() % 4 * 2 + i % 2; }
+#endif
+
+#ifndef OPENMYTHOS_HIP
+// c += a b of 16 x 8 x 16; registers as PTX numbers them. Volatile: all lanes have to execute it together.
+template <class T>
+OPENMYTHOS_DEVICE void multiply_m16n8k16(float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+#define OPENMYTHOS_MMA(type)                                                            \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+    if constexpr (__is_same(T, bf16))
+        OPENMYTHOS_MMA("bf16");
+    else
+        OPENMYTHOS_MMA("f16");
+#undef OPENMYTHOS_MMA
+}
+#endif
+
+template <class T>
+OPENMYTHOS_DEVICE void multiply_tiles(float (&acc)[8], const Words (&a)[2], const Words (&b)[2]) {
+#ifdef OPENMYTHOS_HIP
+    typedef float result __attribute__((vector_size(32)));
+    result c = __builtin_bit_cast(result, acc);
+    if constexpr (__is_same(T, bf16)) {
+        typedef short operand __attribute__((vector_size(32)));
+        c = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(__builtin_bit_cast(operand, a), __builtin_bit_cast(operand, b),
+                                                        c);
+    } else {
+        typedef _Float16 operand __attribute__((vector_size(32)));
+        c = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(__builtin_bit_cast(operand, a), __builtin_bit_cast(operand, b),
+                                                       c);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) acc[i] = c[i];
+#else
+    // Of the 32 columns each instruction takes 16: of a lane's eight the first, then the last four.
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+        for (int j = 0; j < 4; j += 2)
+            multiply_m16n8k16<T>(acc + 4 * n, a[0].w[j], a[1].w[j], a[0].w[j + 1], a[1].w[j + 1], b[n].w[j],
+                                 b[n].w[j + 1]);
+    }
+#endif
+}
 
 }  // namespace openmythos::gpu

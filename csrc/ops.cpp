@@ -155,9 +155,10 @@ void moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, cons
 
 void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& latent, const Tensor& k_rope,
                    const Tensor& w_uk, const Tensor& w_uv, double scale, bool causal,
-                   const std::optional<Tensor>& seq_lens, bool absorbed, const Tensor& out,
-                   const std::optional<Tensor>& lse) {
+                   const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& block_table, bool absorbed,
+                   const Tensor& out, const std::optional<Tensor>& lse) {
     Checks check("mla_attention");
+    check.require(!block_table, "block_table is given, expected None: the CPU kernel has no paged cache");
     cpu::MlaArgs args{};
     args.type = check.kernel_type(q_nope, "q_nope");
     args.q_nope = check.tensor(q_nope, "q_nope", {-1, -1, -1, -1}, q_nope, "q_nope");
@@ -277,7 +278,8 @@ STABLE_TORCH_LIBRARY(openmythos_native, m) {
         "Tensor[] shared_up, Tensor[] shared_down, Tensor(a!) out) -> ()");
     m.def(
         "mla_attention(Tensor q_nope, Tensor q_rope, Tensor latent, Tensor k_rope, Tensor w_uk, Tensor w_uv, "
-        "float scale, bool causal, Tensor? seq_lens, bool absorbed, Tensor(a!) out, Tensor(b!)? lse) -> ()");
+        "float scale, bool causal, Tensor? seq_lens, Tensor? block_table, bool absorbed, Tensor(a!) out, "
+        "Tensor(b!)? lse) -> ()");
     m.def(
         "loop_step(Tensor h, Tensor e, Tensor block_out, Tensor h_out, Tensor cum_p, Tensor A, Tensor B, "
         "Tensor lora_down, Tensor lora_scale, Tensor lora_b, Tensor halt_w, Tensor halt_b, Tensor? norm_w, "

@@ -41,4 +41,61 @@ struct LoopStepParams {
     float frequency_hi, frequency_lo;
 };
 
+// The experts of few rows. A slot is one of the N k choices of an expert; a hidden unit is a row of gate and of up.
+constexpr int MOE_MAX_ROWS = 16, MOE_MAX_SLOTS = 256, MOE_MAX_SHARED = 16, MOE_MAX_EXPERTS = 1024;
+
+struct MoeRouteParams {
+    Rows logits;
+    const float* bias;  // null where there is none
+    int32_t *ids, *counts;
+    float* weights;
+    int64_t ids_stride, weights_stride;
+    int32_t rows, experts, k, unused;
+};
+
+struct MoeShared {
+    const void *gate, *up, *down;
+    int64_t gate_stride, up_stride, down_stride;
+    int32_t width;
+    int32_t column;     // where its hidden units begin among those of all shared experts
+    int32_t end_block;  // of the first launch
+    int32_t unused;
+};
+
+struct MoeParams {
+    Rows x, out;
+    const void *gate_up, *down;
+    // Activations between the two launches: (slots, width), of which a row has one for each expert that it chose, and
+    // after them (rows, shared_width).
+    void* act;
+    const void* ids;
+    const float* weights;
+    int64_t ids_stride, weights_stride;
+    int64_t gate_up_strides[3];  // expert, half, hidden unit
+    int64_t down_strides[2];     // expert, column of the result
+    int32_t ids_bytes;           // 4 or 8
+    int32_t rows, k, slots, experts, d, width, shared_width, shared_count;
+    int32_t shared_blocks;     // of the first launch: they come before those of the slots
+    int32_t hidden_per_block;  // in the first launch
+    int32_t aligned;           // every row begins at 16 bytes, and every size is a multiple of 8
+    MoeShared shared[MOE_MAX_SHARED];
+};
+
+struct MlaParams {
+    const void *q_nope, *q_rope, *latent, *k_rope, *w_uk, *w_uv;
+    void* out;
+    float* lse;
+    const void *seq_lens, *block_table;  // null: every sequence is full; the cache is not paged
+    void* folded;                        // [b][t h][dc], in the type of the tensors
+    float *part, *part_lse;              // [b][splits][t h][dc] and [b][splits][t h], logarithms to base 2
+    int64_t q_nope_b, q_nope_t, q_nope_h, q_rope_b, q_rope_t, q_rope_h;
+    int64_t latent_b, latent_s, k_rope_b, k_rope_s;  // from one sequence, or page, to the next; from key to key
+    int64_t w_uk_h, w_uk_n, w_uv_h, w_uv_v, out_b, out_t, out_h, table_b;
+    int32_t b, t, h, dn, dr, dc, dv;
+    int32_t total;                                        // keys of a full sequence
+    int32_t page, splits, causal, wide_lens, wide_table;  // wide: of 64 bits
+    int32_t columns;                                      // of out for each block of the combination: 16 or more
+    float scale;                                          // log2(e) is in it
+};
+
 }  // namespace openmythos::gpu

@@ -18,8 +18,28 @@ inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stri
 constexpr int64_t MAX_WIDTH = 16384;
 constexpr int64_t MAX_RANK = 256;
 constexpr int64_t MAX_LOOP_DIM = 8192;
+// Of the columns of x and of the hidden units of an expert, so that blocks and columns count in 32 bits.
+constexpr int64_t MAX_MOE_WIDTH = int64_t(1) << 22;
+
+// What the attention kernels have instances for, (dc, dr), and their other limits.
+constexpr int MLA_WIDTHS[][2] = {{256, 32}, {384, 32}, {512, 64}, {1024, 64}};
+constexpr int64_t MLA_MAX_HEAD = 256, MLA_MAX_NEW = 16;
+
+struct MlaPlan {
+    Launch fold, shares, combine;
+};
 
 Launch plan(gpu::RmsNormParams& params);
 Launch plan(gpu::LoopStepParams& params, int multiprocessors);
+Launch plan(gpu::MoeRouteParams& params);
+
+// The second launch reads what the first one wrote. Where there is nothing to choose from, `up` has no blocks.
+struct MoePlan {
+    Launch up, down;
+};
+MoePlan plan(gpu::MoeParams& params);
+// Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
+int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
+MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
 
 }  // namespace openmythos::runtime

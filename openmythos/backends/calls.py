@@ -1,6 +1,11 @@
-"""Calls of `openmythos_native` ops that have a CPU and a GPU kernel: allocate the outputs, run, return them."""
+"""Calls of `openmythos_native` ops: allocate the outputs, run, return them.
+
+Those of the norms and the loop step serve the CPU and GPUs, those of the experts GPUs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -29,6 +34,28 @@ def rms_norm_add(
     return out, total
 
 
+def mla_attention(
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    latent: torch.Tensor,
+    k_rope: torch.Tensor,
+    w_uk: torch.Tensor,
+    w_uv: torch.Tensor,
+    scale: float,
+    causal: bool,
+    seq_lens: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    form: str = "decompressed",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `openmythos.reference.mla_attention`."""
+    batch, new, heads, _ = q_nope.shape
+    out = torch.empty((batch, new, heads, w_uv.shape[1]), dtype=q_nope.dtype, device=q_nope.device)
+    lse = torch.empty((batch, heads, new), dtype=torch.float32, device=q_nope.device)
+    tensors = (q_nope, q_rope, latent, k_rope, w_uk, w_uv)
+    native.mla_attention(*tensors, scale, causal, seq_lens, block_table, form == "absorbed", out, lse)
+    return out, lse
+
+
 def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, outputs) -> None:
     rows = t.to(torch.int32).contiguous() if isinstance(t, torch.Tensor) else None
     scalar = 0 if rows is not None else t
@@ -50,3 +77,38 @@ def loop_step_(h, e, block_out, h_out, cum_p, *rest) -> None:
     """See `openmythos.reference.loop_step_`."""
     params, x_next, tail = rest[:8], rest[8], rest[9:]
     _step(h, e, block_out, h_out, cum_p, params, *tail, (h, h_out, cum_p, x_next))
+
+
+def moe_route(
+    logits: torch.Tensor, bias: torch.Tensor | None, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `openmythos.reference.moe_route`."""
+    ids = torch.empty((logits.shape[0], k), dtype=torch.int32, device=logits.device)
+    weights = torch.empty(ids.shape, dtype=torch.float32, device=logits.device)
+    counts = torch.empty(logits.shape[1], dtype=torch.int32, device=logits.device)
+    native.moe_route(logits, None if bias is None else bias.float().contiguous(), ids, weights, counts)
+    return ids, weights, counts
+
+
+def moe_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """See `openmythos.reference.moe_experts`."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    native.moe_experts(x, ids, weights.float(), gate_up, down, out)
+    return out
+
+
+def moe(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """`moe_experts` plus down(silu(gate x) * up x) of every (gate, up, down) in `shared`."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    parts = [list(part) for part in zip(*shared, strict=True)] or [[], [], []]
+    native.moe(x, ids, weights.float(), gate_up, down, *parts, out)
+    return out

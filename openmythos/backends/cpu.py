@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from openmythos import reference
-from openmythos.backends.calls import as_rows, loop_step, loop_step_, rms_norm, rms_norm_add
+from openmythos.backends.calls import as_rows, loop_step, loop_step_, mla_attention, rms_norm, rms_norm_add
 from openmythos.backends.library import missing
 from openmythos.dispatch import register
 
@@ -66,14 +66,49 @@ def _swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.T
     return out
 
 
-def _rope_supports(x: torch.Tensor, cos_sin: torch.Tensor) -> str | None:
+def _rope_supports(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> str | None:
     return _why_not(x) or ("cos_sin is not float32" if cos_sin.dtype != torch.float32 else None)
 
 
-def _rope(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+def _rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+    if inverse:
+        cos_sin = torch.stack((cos_sin[..., 0], -cos_sin[..., 1]), dim=-1)
     out = torch.empty(x.shape, dtype=x.dtype)
     native.rope(x, cos_sin.contiguous(), out)
     return out
+
+
+def _append_supports(
+    down: torch.Tensor,
+    weight: torch.Tensor,
+    cos_sin: torch.Tensor,
+    rows: torch.Tensor,
+    position: torch.Tensor | None,
+    eps: float,
+) -> str | None:
+    return _rope_supports(down, cos_sin) or _why_not(weight)
+
+
+def _append(
+    down: torch.Tensor,
+    weight: torch.Tensor,
+    cos_sin: torch.Tensor,
+    rows: torch.Tensor,
+    position: torch.Tensor | None,
+    eps: float,
+) -> None:
+    new = down.shape[1]
+    width = weight.shape[0]
+    latent, key = rms_norm(down[..., :width], weight, eps), down[..., None, width:]
+    if position is None:
+        rows[:, :new, :width] = latent
+        rows[:, :new, width:] = _rope(key, cos_sin[:new])[:, :, 0]
+        return
+    where = reference.places(position, new)
+    for sequence, place in enumerate(where):
+        rows[sequence, place, :width] = latent[sequence].to(rows.dtype)
+        rotated = _rope(key[sequence : sequence + 1], cos_sin[place])
+        rows[sequence, place, width:] = rotated[0, :, 0].to(rows.dtype)
 
 
 def _norm_supports(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> str | None:
@@ -146,27 +181,6 @@ def _mla_supports(
     return _one_dtype(q_nope, q_rope, latent, k_rope, w_uk, w_uv)
 
 
-def _mla_attention(
-    q_nope: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    w_uk: torch.Tensor,
-    w_uv: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    form: str = "decompressed",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, new, heads, _ = q_nope.shape
-    out = torch.empty((batch, new, heads, w_uv.shape[1]), dtype=q_nope.dtype)
-    lse = torch.empty((batch, heads, new), dtype=torch.float32)
-    absorbed = form == "absorbed"
-    native.mla_attention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens, absorbed, out, lse)
-    return out, lse
-
-
 def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     reason = _why_not(h, e, block_out)
     if reason is None and any(tensor is not None and tensor.dtype != torch.float32 for tensor in (h_out, *rest[:8])):
@@ -179,11 +193,12 @@ register("linear", "torch", reference.linear, device="cpu")
 register("swiglu", "cpu", _swiglu, device="cpu", supports=_swiglu_supports)
 register("swiglu", "torch", reference.swiglu, device="cpu")
 register("rope", "cpu", _rope, device="cpu", supports=_rope_supports)
+register("rope_append_", "cpu", _append, device="cpu", supports=_append_supports)
 register("rms_norm", "cpu", rms_norm, device="cpu", supports=_norm_supports)
 register("rms_norm_add", "cpu", rms_norm_add, device="cpu", supports=_norm_add_supports)
 register("moe_route", "cpu", _moe_route, device="cpu", supports=_route_supports)
 register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_supports)
 register("moe", "cpu", _moe, device="cpu", supports=_moe_supports)
-register("mla_attention", "cpu", _mla_attention, device="cpu", supports=_mla_supports)
+register("mla_attention", "cpu", mla_attention, device="cpu", supports=_mla_supports)
 register("loop_step", "cpu", loop_step, device="cpu", supports=_step_supports)
 register("loop_step_", "cpu", loop_step_, device="cpu", supports=_step_supports)

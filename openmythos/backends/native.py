@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from openmythos.backends.calls import loop_step, loop_step_, rms_norm, rms_norm_add
+from openmythos.backends.calls import (
+    loop_step,
+    loop_step_,
+    mla_attention,
+    moe,
+    moe_experts,
+    moe_route,
+    rms_norm,
+    rms_norm_add,
+)
 from openmythos.backends.library import gpu_missing
 from openmythos.dispatch import register
 
@@ -13,6 +24,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A row stays in one block's registers; see csrc/runtime/plans.h.
 MAX_WIDTH, MAX_RANK, MAX_LOOP_DIM = 16384, 256, 8192
 MAX_ROWS, MAX_SCALES = 2**31, 2**20
+# The experts' kernels stream the weights of few rows; see csrc/gpu/params.h.
+MAX_MOE_ROWS, MAX_MOE_CHOICES, MAX_MOE_SHARED, MAX_MOE_EXPERTS, MAX_MOE_WIDTH = 16, 256, 16, 1024, 2**22
+# (dc, dr) that the attention kernels have instances for, the widest head, and the most new tokens and heads.
+LATENTS = ((256, 32), (384, 32), (512, 64), (1024, 64))
+MAX_HEAD, MAX_NEW, MAX_HEADS = 256, 16, 65535
 
 
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
@@ -68,7 +84,99 @@ def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     return f"loop_dim {loop_dim}: the kernel takes up to {MAX_LOOP_DIM}" if loop_dim > MAX_LOOP_DIM else None
 
 
+def _few_reason(rows: int, k: int) -> str | None:
+    if rows > MAX_MOE_ROWS:
+        return f"more than {MAX_MOE_ROWS} rows: {rows}, and the kernels are for decoding"
+    if rows * k > MAX_MOE_CHOICES:
+        return f"{rows * k} choices of experts: the kernels take up to {MAX_MOE_CHOICES}"
+    return None
+
+
+def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
+    rows, experts = logits.shape
+    if experts > MAX_MOE_EXPERTS:
+        return f"{experts} experts: the kernel takes up to {MAX_MOE_EXPERTS}"
+    return _few_reason(rows, k) or _why_not(logits, bias)
+
+
+def _experts_supports(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (),
+) -> str | None:
+    reason = _few_reason(*ids.shape)
+    if reason is not None:
+        return reason
+    if len(shared) > MAX_MOE_SHARED:
+        return f"{len(shared)} shared experts: the kernels take up to {MAX_MOE_SHARED}"
+    matrices = [gate_up, down, *(matrix for expert in shared for matrix in expert)]
+    if any(matrix.dtype != x.dtype for matrix in matrices):
+        return "the tensors have different dtypes"
+    if ids.dtype not in (torch.int32, torch.int64):
+        return f"ids of {ids.dtype}: the kernels take int32 and int64"
+    if ids.stride(-1) != 1 and ids.shape[-1] > 1:
+        return "the last dimension of ids is not contiguous"
+    for width in (*down.shape[1:], *(gate.shape[0] for gate, _, _ in shared)):
+        if not 1 <= width <= MAX_MOE_WIDTH:
+            return f"experts of width {width}: the kernels take 1 to {MAX_MOE_WIDTH}"
+    return _why_not(x, weights, *matrices)
+
+
+def _alignment_reason(**tensors: torch.Tensor) -> str | None:
+    for name, tensor in tensors.items():
+        strides = [step for step, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
+        if tensor.data_ptr() % 16 or any(step * tensor.element_size() % 16 for step in strides):
+            return f"rows of {name} do not all begin at 16 bytes"
+    return None
+
+
+def _index_reason(device: torch.device, **tensors: torch.Tensor | None) -> str | None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.int32, torch.int64):
+            return f"{name} is {tensor.dtype}: the kernels take int32 and int64"
+        if tensor.device != device:
+            return f"{name} is on {tensor.device}, and the tensors on {device}"
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            return f"{name}'s last dimension is not contiguous"
+    return None
+
+
+def _mla_supports(
+    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form="decompressed"
+) -> str | None:
+    if form != "absorbed":
+        return f"form {form!r}: the kernels have the absorbed form"
+    batch, new, heads, dn = q_nope.shape
+    dc, dr, dv = latent.shape[2], k_rope.shape[2], w_uv.shape[1]
+    total = latent.shape[1] if block_table is None else latent.shape[1] * block_table.shape[1]
+    if (dc, dr) not in LATENTS:
+        return f"a latent of {dc} + {dr} columns: the kernels take {', '.join(f'{a} + {b}' for a, b in LATENTS)}"
+    if max(dn, dv) > MAX_HEAD:
+        return f"head sizes dn={dn} and dv={dv}: the kernels take up to {MAX_HEAD}"
+    if new > MAX_NEW:
+        return f"{new} new tokens: the kernels are for up to {MAX_NEW}"
+    if heads > MAX_HEADS or batch * new * heads >= MAX_ROWS or total >= MAX_ROWS - 1024:
+        return f"{batch} sequences of {new} tokens, {heads} heads and {total} keys: more than one launch takes"
+    tensors = (q_nope, q_rope, latent, k_rope, w_uk, w_uv)
+    if any(tensor.dtype != q_nope.dtype for tensor in tensors):
+        return "the tensors have different dtypes"
+    return (
+        _why_not(*tensors)
+        or _index_reason(latent.device, seq_lens=seq_lens, block_table=block_table)
+        or _alignment_reason(latent=latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv)
+    )
+
+
 register("rms_norm", "native", rms_norm, device="cuda", supports=_norm_supports)
 register("rms_norm_add", "native", rms_norm_add, device="cuda", supports=_norm_add_supports)
 register("loop_step", "native", loop_step, device="cuda", supports=_step_supports)
 register("loop_step_", "native", loop_step_, device="cuda", supports=_step_supports)
+register("moe_route", "native", moe_route, device="cuda", supports=_route_supports)
+register("moe_experts", "native", moe_experts, device="cuda", supports=_experts_supports)
+register("moe", "native", moe, device="cuda", supports=_experts_supports)
+register("mla_attention", "native", mla_attention, device="cuda", supports=_mla_supports)

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from openmythos.backends import calls, library
 from tests.native import building
-from tests.native.fake import Driver
+from tests.native.emulated import Emulated
+from tests.native.fake import Driver, FakeOps
 from tools import code_objects, device_code
 
 ARCH = "gfx1151"
-OPS = ("loop_step", "rms_norm")
-
-
-class FakeOps(NamedTuple):
-    """`ops` is torch.ops.openmythos_fake; `folder` holds the code objects that it launches."""
-
-    ops: Any
-    driver: Driver
-    folder: Path
+OPS = ("loop_step", "mla_attention", "moe", "moe_experts", "moe_route", "rms_norm")
 
 
 def missing() -> str | None:
@@ -61,3 +52,9 @@ def fake_ops(fake_session: FakeOps, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(calls, "native", fake_session.ops)
     yield fake_session
     fake_session.driver.reset(devices=1)
+
+
+@pytest.fixture
+def emulated(fake_ops: FakeOps) -> Emulated:
+    """Runs what the fake driver is asked to launch; needs the emulator."""
+    return Emulated(fake_ops)

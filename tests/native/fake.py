@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tests.native import building
 from tools import code_objects
@@ -69,6 +70,14 @@ class Driver:
             self._library.fake_on_launch(ctypes.cast(None, CALLBACK))
         if errors:
             raise errors[0]
+
+
+class FakeOps(NamedTuple):
+    """`ops` is torch.ops.openmythos_fake; `folder` holds the code objects that it launches."""
+
+    ops: Any
+    driver: Driver
+    folder: Path
 
 
 class Runtime:

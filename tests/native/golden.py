@@ -1,6 +1,6 @@
-"""What the compilers made of every kernel for every architecture: `golden.json`, a line a kernel.
+"""What the compilers made of every kernel for every architecture: `golden/OP.json`, a line a kernel.
 
-`python -m tests.native.golden` rewrites it; a change is reviewed like a change of code.
+`python -m tests.native.golden [OP...]` rewrites them; a change is reviewed like a change of code.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from tests.native import building
 from tools import code_objects, device_code
 
-GOLDEN = Path(__file__).with_name("golden.json")
-EXECUTED = Path(__file__).with_name("executed.json")
+GOLDEN = Path(__file__).with_name("golden")
+EXECUTED = Path(__file__).with_name("executed")
 ARCHS = ("sm_80", "sm_90a", "sm_100", "sm_120", "gfx1100", "gfx1151")
 LDS_BYTES = 65536
 # {arch: {kernel: facts}}, and under "compilers" what made them: {vendor: version}
@@ -66,30 +67,30 @@ def facts(op: str, arch: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def read(path: Path = GOLDEN) -> Table:
-    """The committed table."""
+def read(op: str, folder: Path = GOLDEN) -> Table:
+    """The committed table of an op."""
+    path = folder / f"{op}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def write(table: Table, path: Path = GOLDEN) -> None:
+def write(op: str, table: Table, folder: Path = GOLDEN) -> None:
     """Write a table of two levels, sorted, an entry a line."""
     parts = []
     for key in sorted(table):
         lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table[key][name])}" for name in sorted(table[key]))
         parts.append(f"  {json.dumps(key)}: {{\n{lines}\n  }}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    (folder / f"{op}.json").write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Compile everything and rewrite the table."""
-    table: Table = {"compilers": {}}
-    for arch in ARCHS:
-        table["compilers"]["rocm" if arch.startswith("gfx") else "cuda"] = compiler_version(arch)
-        table[arch] = {}
-        for op in device_code.ops():
-            table[arch] |= facts(op, arch)
+    """Compile the ops of the command line, or every one, and rewrite their tables."""
+    for op in sys.argv[1:] or device_code.ops():
+        table: Table = {"compilers": {}}
+        for arch in ARCHS:
+            table["compilers"]["rocm" if arch.startswith("gfx") else "cuda"] = compiler_version(arch)
+            table[arch] = facts(op, arch)
             print(arch, op, flush=True)
-    write(table)
+        write(op, table)
 
 
 if __name__ == "__main__":

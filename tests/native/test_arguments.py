@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.native.conftest import FakeOps
+from tests.native.fake import FakeOps
 from tests.ops.test_loop_step import step_args
 
 NAMES = (

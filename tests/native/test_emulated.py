@@ -1,15 +1,6 @@
-"""The gfx1151 code objects run on the emulator, through the ops, the plans and the launcher, before a fake driver.
-
-Each kernel is compared with the float64 reference by the rule of tests/tolerances.py, between guards; `executed.json`
-records which builds that was.
-"""
+"""loop_step and rms_norm as gfx1151 code on the emulator; see emulated.py."""
 
 from __future__ import annotations
-
-import ctypes
-import fcntl
-import hashlib
-from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -17,91 +8,15 @@ import torch
 from openmythos import reference
 from openmythos.backends import calls
 from tests.emulated import emulator
-from tests.native import golden
-from tests.native.conftest import FakeOps
-from tests.ops.cases import doubled, each_dtype, listed, randn, strided
+from tests.native.emulated import Emulated
+from tests.ops.cases import doubled, each_dtype, randn, strided
 from tests.ops.test_loop_step import step_args
-from tests.tolerances import assert_close, errors
-from tools import code_objects
+from tests.tolerances import assert_close
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(emulator.missing() is not None, reason=f"{emulator.missing()}"),
 ]
-GUARD = 64
-
-
-def _guarded(x: object, buffers: list[torch.Tensor]) -> object:
-    """The tensor within a buffer whose other elements are NaN, aligned as before."""
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or not x.is_contiguous() or x.numel() == 0:
-        return x
-    buffer = torch.full((x.numel() + 2 * GUARD,), float("nan"), dtype=x.dtype)
-    buffer[GUARD:-GUARD] = x.flatten()
-    buffers.append(buffer)
-    return buffer[GUARD:-GUARD].view(x.shape)
-
-
-class Emulated:
-    """Runs calls of `openmythos.backends.calls` on the emulator; `kernels` lists what was launched."""
-
-    def __init__(self, fake: FakeOps) -> None:
-        self.fake, self.kernels, self.instructions = fake, [], {}
-        self.objects = {
-            name: path.read_bytes() for path in fake.folder.glob("*.hsaco") for name in code_objects.kernels_of(path)
-        }
-
-    def _run(self, kernel, grid, threads, shared, stream, params) -> None:
-        data = self.objects[kernel]
-        size = code_objects.amd_facts(data)[kernel].argument_bytes
-        assert stream == 0x57000, "torch's current stream"
-        ran = emulator.launch(data, kernel, grid, (threads,), [ctypes.string_at(params, size)], dynamic_lds=shared)
-        self.kernels.append(kernel)
-        self.instructions[kernel] = ran.instructions
-
-    def call(self, function: Callable, args: Sequence[object]) -> list[torch.Tensor]:
-        buffers: list[torch.Tensor] = []
-        moved = [_guarded(x, buffers) for x in args]
-        with self.fake.driver.running(self._run):
-            found = function(*moved)
-        for buffer in buffers:
-            assert buffer[:GUARD].isnan().all(), "wrote before a tensor"
-            assert buffer[-GUARD:].isnan().all(), "wrote after a tensor"
-        return [] if found is None else listed(found)
-
-    def check(
-        self, function: Callable, truth: Callable, args: Sequence[object], dtypes: Sequence[torch.dtype]
-    ) -> list[torch.Tensor]:
-        """Hold every output to the rule in its dtype, and record the kernels with the worst error."""
-        first = len(self.kernels)
-        found = self.call(function, args)
-        exact, plain = listed(truth(*doubled(args))), listed(truth(*args))
-        for index, (mine, true, other, dtype) in enumerate(zip(found, exact, plain, dtypes, strict=True)):
-            assert_close(f"output {index}", mine, true, other, dtype)
-        worst = max((errors(a, b).frobenius for a, b in zip(found, exact, strict=True)), default=0.0)
-        for kernel in self.kernels[first:]:
-            _record(self.objects[kernel], kernel, worst, self.instructions[kernel])
-        return found
-
-
-def _record(data: bytes, kernel: str, error: float, instructions: int) -> None:
-    """Note the run, and forget code objects that the golden table no longer has."""
-    digest = hashlib.sha256(data).hexdigest()
-    current = {row["sha256"] for row in golden.read()["gfx1151"].values()}
-    if digest not in current:
-        return
-    with golden.EXECUTED.open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        table = golden.read(golden.EXECUTED) if golden.EXECUTED.stat().st_size else {}
-        new = {sha: dict(kernels) for sha, kernels in table.items() if sha in current}
-        # The first run stays, so that running the tests again changes no file.
-        new.setdefault(digest, {}).setdefault(kernel, {"error": float(f"{error:.1e}"), "instructions": instructions})
-        if new != table:
-            golden.write(new, golden.EXECUTED)
-
-
-@pytest.fixture
-def emulated(fake_ops: FakeOps) -> Emulated:
-    return Emulated(fake_ops)
 
 
 def _step_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
@@ -142,7 +57,7 @@ def test_in_place_and_without_a_next_input(emulated: Emulated, last: bool) -> No
     exact, plain = reference.loop_step(*doubled(args)), reference.loop_step(*args)
     h, e, block_out, h_out, cum_p = (part.clone() for part in args[:5])
     following = None if last else block_out
-    with emulated.fake.driver.running(emulated._run):
+    with emulated.fake.driver.running(emulated.run):
         calls.loop_step_(h, e, block_out, h_out, cum_p, *args[5:13], following, *args[13:])
     found = [h, h_out, cum_p, *([] if last else [following])]
     for mine, true, other, dtype in zip(found, exact, plain, _step_dtypes(torch.bfloat16), strict=False):

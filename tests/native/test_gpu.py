@@ -8,7 +8,10 @@ import torch
 from openmythos import dispatch, reference
 from openmythos.backends import calls, library
 from tests.ops.cases import doubled, each_dtype, listed, randn
+from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
 from tests.ops.test_loop_step import step_args
+from tests.ops.test_mla_attention import MODELS, attention_inputs
+from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.gpu
@@ -50,6 +53,61 @@ def test_loop_step(dtype: torch.dtype, t: object, rows: int, width: int, rank: i
 def test_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
     args = [randn(rows, width, dtype=dtype), randn(width, dtype=dtype), 1e-6, None]
     _check("rms_norm", args, (dtype,))
+
+
+@each_dtype
+@pytest.mark.parametrize(("n", "e", "k"), [(1, 64, 4), (16, 64, 4), (2, 512, 8), (16, 1024, 16), (5, 7, 7)])
+def test_moe_route(dtype: torch.dtype, n: int, e: int, k: int) -> None:
+    args = [randn(n, e, dtype=dtype, scale=2), randn(e), k]
+    ids, weights, counts = _native("moe_route", _moved(args))
+    want = reference.moe_route(*args)
+    assert torch.equal(ids.cpu(), want[0])
+    assert torch.equal(counts.cpu(), want[2])
+    assert_close("weights", weights.cpu(), reference.moe_route(*doubled(args))[1], want[1], torch.float32)
+
+
+@each_dtype
+@pytest.mark.parametrize("n", [1, 2, 7, 16])
+@pytest.mark.parametrize(
+    ("d", "i", "e", "k", "widths"),
+    [(2048, 2048, 16, 4, (8192, 8192)), (97, 47, 7, 2, (94,)), (1000, 1416, 64, 6, ()), (264, 40, 4, 4, (8,) * 16)],
+)
+def test_moe(dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths: tuple[int, ...]) -> None:
+    args = experts(n, d, i, e, k, dtype)
+    for width in widths:
+        args += [randn(width, d, dtype=dtype, scale=d**-0.5) for _ in range(2)]
+        args.append(randn(d, width, dtype=dtype, scale=width**-0.5))
+    moved = _moved(args)
+    (found,) = _native("moe", [*moved[:ROUTED], triples(moved)])
+    exact, plain = routed_and_shared(*doubled(args)), routed_and_shared(*args)
+    assert_close("moe", found.cpu(), exact, plain, dtype)
+    (again,) = _native("moe", [*moved[:ROUTED], triples(moved)])
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_id_that_is_no_expert_makes_its_row_nan(dtype: torch.dtype) -> None:
+    args = _moved(experts(9, 64, 48, 5, 2, dtype))
+    args[1][4, 1] = 5
+    (out,) = _native("moe_experts", args)
+    assert out[4].isnan().all()
+    assert out[torch.arange(9, device=out.device) != 4].isfinite().all()
+
+
+@each_dtype
+@pytest.mark.parametrize(("new", "total"), [(1, 63), (1, 4097), (4, 1000), (16, 129)])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_mla_attention(dtype: torch.dtype, new: int, total: int, model: tuple) -> None:
+    args = attention_inputs(3, new, total, *model, dtype)
+    lengths = torch.tensor([total, total // 2, 17])
+    _check("mla_attention", [*args, 0.1, True, lengths, None, "absorbed"], (dtype, dtype))
+
+
+@each_dtype
+def test_mla_attention_twice_is_equal(dtype: torch.dtype) -> None:
+    args = _moved(attention_inputs(2, 2, 2049, 48, (128, 64, 512, 128), dtype))
+    first, second = (_native("mla_attention", [*args, 0.1, True, None, None, "absorbed"]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_captured_and_replayed() -> None:

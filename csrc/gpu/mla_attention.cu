@@ -1,0 +1,212 @@
+#include "mla_matrix.h"
+
+// Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are the
+// latent itself, which is read once for all heads. Three launches: fold the queries, attend to a share of the keys for
+// a block of rows (token, head), add up the shares and project through w_uv.
+
+namespace openmythos::gpu {
+
+constexpr int MLA_THREADS = 256, MLA_WAVES = MLA_THREADS / WAVE;
+constexpr int MAX_HEAD = 256, MAX_LATENT = 1024, MAX_SPLITS = 256;
+constexpr int TOKENS = 4;  // of a block, whose weights serve all of them
+
+struct Token {
+    int batch, t;
+};
+// Tokens past the end repeat the last one and are not stored.
+OPENMYTHOS_DEVICE Token token_of(const MlaParams& p, int index) {
+    int last = p.b * p.t - 1, i = index < last ? index : last;
+    return {i / p.t, i % p.t};
+}
+
+// folded[row] = q_nope[row] . w_uk of its head, for 64 columns of the latent: eight lanes have them, and every group of
+// eight lanes of the block its own rows of w_uk.
+template <class T>
+OPENMYTHOS_DEVICE void mla_fold(const MlaParams& p) {
+    constexpr int COLUMNS = 64, LANES = COLUMNS / VEC, GROUPS = MLA_THREADS / LANES;
+    constexpr int AHEAD = sizeof(T) == 4 ? 1 : 4;  // rows of w_uk on their way
+    alignas(16) __shared__ float queries[MAX_HEAD][TOKENS];
+    __shared__ float sums[MLA_WAVES][TOKENS][COLUMNS];
+    const int thread = thread_index(), head = block_index_y(), first = block_index() * TOKENS;
+    const int column = block_index_z() * COLUMNS;
+
+    for (int i = thread; i < p.dn * TOKENS; i += MLA_THREADS) {
+        Token token = token_of(p, first + i % TOKENS);
+        const T* from = static_cast<const T*>(p.q_nope) + token.batch * p.q_nope_b + token.t * p.q_nope_t +
+                        head * p.q_nope_h + i / TOKENS;
+        queries[i / TOKENS][i % TOKENS] = to_float(*from);
+    }
+    sync_block();
+
+    float out[TOKENS][VEC];
+#pragma unroll
+    for (int r = 0; r < TOKENS; r++) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) out[r][j] = 0.f;
+    }
+    const T* weights = static_cast<const T*>(p.w_uk) + head * p.w_uk_h + column + thread % LANES * VEC;
+#pragma unroll AHEAD
+    for (int n = thread / LANES; n < p.dn; n += GROUPS) {
+        float w[VEC];
+        load_vector(weights + n * p.w_uk_n, w);
+#pragma unroll
+        for (int r = 0; r < TOKENS; r++) {
+#pragma unroll
+            for (int j = 0; j < VEC; j++) out[r][j] = fma(queries[n][r], w[j], out[r][j]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < TOKENS; r++) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            float x = out[r][j];
+            x += from_lane_xor<8>(x);
+            x += from_lane_xor<16>(x);
+            if (lane_index() < LANES) sums[wave_index()][r][lane_index() * VEC + j] = x;
+        }
+    }
+    sync_block();
+    static_assert(TOKENS * COLUMNS == MLA_THREADS);
+    const int r = thread / COLUMNS, c = thread % COLUMNS;
+    float x = 0.f;
+#pragma unroll
+    for (int w = 0; w < MLA_WAVES; w++) x += sums[w][r][c];
+    if (first + r < p.b * p.t)
+        static_cast<T*>(p.folded)[(int64_t(first + r) * p.h + head) * p.dc + column + c] = from_float<T>(x);
+}
+
+// out = w_uv of the head times the sum of the shares, each weighted by its part of the softmax; p.columns
+// columns of out.
+template <class T>
+OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
+    constexpr int VALUES = 2;  // rows of w_uv of each wave
+    alignas(16) __shared__ float latent[TOKENS][MAX_LATENT];
+    __shared__ float weights[TOKENS][MAX_SPLITS];
+    const int lane = lane_index(), wave = wave_index(), head = block_index_y(), first = block_index() * TOKENS;
+    const int64_t rows = int64_t(p.t) * p.h;
+
+    if (wave < TOKENS) {
+        Token token = token_of(p, first + wave);
+        const float* lse = p.part_lse + token.batch * p.splits * rows + int64_t(token.t) * p.h + head;
+        float x[MAX_SPLITS / WAVE], most = MINUS_INFINITY, sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WAVE; i++) {
+            int split = i * WAVE + lane;
+            x[i] = split < p.splits ? lse[split * rows] : MINUS_INFINITY;
+            most = __builtin_fmaxf(most, x[i]);
+        }
+        most = wave_max(most);
+        const float safe = most == MINUS_INFINITY ? 0.f : most;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WAVE; i++) {
+            x[i] = fast_exp2(x[i] - safe);
+            sum += x[i];
+        }
+        sum = wave_sum(sum);
+        const float scale = sum == 0.f ? 0.f : 1.f / sum;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WAVE; i++) weights[wave][i * WAVE + lane] = x[i] * scale;
+        if (p.lse && lane == 0 && block_index_z() == 0 && first + wave < p.b * p.t) {
+            float total = sum == 0.f ? MINUS_INFINITY : (most + fast_log2(sum)) * 0.693147181f;
+            p.lse[(int64_t(token.batch) * p.h + head) * p.t + token.t] = total;
+        }
+    }
+    sync_block();
+
+    // A block of one token divides its shares instead.
+    const bool one = first + 1 == p.b * p.t;
+    for (int i = thread_index(); i < TOKENS * p.dc / 4; i += MLA_THREADS) {
+        const int r = i / (p.dc / 4), c = i % (p.dc / 4) * 4;
+        Token token = token_of(p, first + r);
+        const float* part = p.part + (token.batch * p.splits * rows + int64_t(token.t) * p.h + head) * p.dc + c;
+        float x[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 4
+        for (int split = one ? r : 0; split < p.splits; split += one ? TOKENS : 1) {
+            float weight = weights[r][split];
+            // A share that saw no key was never written.
+            Words raw = {};
+            if (weight != 0.f) raw = load_shared_by_blocks(part + split * rows * p.dc);
+#pragma unroll
+            for (int j = 0; j < 4; j++) x[j] = fma(weight, __builtin_bit_cast(float, raw.w[j]), x[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) latent[r][c + j] = x[j];
+    }
+    sync_block();
+    if (one) {
+        for (int c = thread_index(); c < p.dc; c += MLA_THREADS) {
+#pragma unroll
+            for (int r = 1; r < TOKENS; r++) latent[0][c] += latent[r][c];
+        }
+        sync_block();
+    }
+
+    int end = (block_index_z() + 1) * p.columns;
+    if (end > p.dv) end = p.dv;
+    for (int column = block_index_z() * p.columns; column < end; column += VALUES * MLA_WAVES) {
+        float out[VALUES][TOKENS];
+#pragma unroll
+        for (int i = 0; i < VALUES; i++) {
+#pragma unroll
+            for (int r = 0; r < TOKENS; r++) out[i][r] = 0.f;
+        }
+        int v[VALUES];
+        const T* rows_of_w[VALUES];
+#pragma unroll
+        for (int i = 0; i < VALUES; i++) {
+            v[i] = column + i * MLA_WAVES + wave;
+            rows_of_w[i] = static_cast<const T*>(p.w_uv) + head * p.w_uv_h + (v[i] < p.dv ? v[i] : p.dv - 1) * p.w_uv_v;
+        }
+        for (int c = lane * VEC; c < p.dc; c += WAVE * VEC) {
+            float w[VALUES][VEC];
+#pragma unroll
+            for (int i = 0; i < VALUES; i++) load_vector(rows_of_w[i] + c, w[i]);
+#pragma unroll
+            for (int r = 0; r < TOKENS; r++) {
+#pragma unroll
+                for (int j = 0; j < VEC; j++) {
+#pragma unroll
+                    for (int i = 0; i < VALUES; i++) out[i][r] = fma(w[i][j], latent[r][c + j], out[i][r]);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < VALUES; i++) {
+            float sum = wave_sums(out[i]);
+            const int r = lane / (WAVE / TOKENS);
+            if (lane % (WAVE / TOKENS) != 0 || v[i] >= p.dv || first + r >= p.b * p.t) continue;
+            Token token = token_of(p, first + r);
+            static_cast<T*>(p.out)[token.batch * p.out_b + token.t * p.out_t + head * p.out_h + v[i]] =
+                from_float<T>(sum);
+        }
+    }
+}
+
+// Blocks that a multiprocessor's registers are for: one where a block has many columns or multiplies and adds, else
+// two.
+#define OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, ...) \
+    OPENMYTHOS_KERNEL_SHARING(SHARE_THREADS, blocks)        \
+    openmythos_mla_attention_##name##_##dc##_##dr(MlaParams p) { mla_shares<T, __VA_ARGS__>(p); }
+#define OPENMYTHOS_MLA_MATRIX(name, T, dc, dr, blocks)                       \
+    OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, MatrixTile<T, dc, dr, 1>) \
+    OPENMYTHOS_KERNEL_SHARING(SHARE_THREADS, dc > 256 ? 1 : 2)               \
+    openmythos_mla_attention_##name##_##dc##_##dr##_rows32(MlaParams p) { mla_shares<T, MatrixTile<T, dc, dr, 2>>(p); }
+#define OPENMYTHOS_MLA(name, T)                                                                            \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_attention_##name##_fold(MlaParams p) { mla_fold<T>(p); } \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_attention_##name##_combine(MlaParams p) { mla_combine<T>(p); }
+#define OPENMYTHOS_MLA_16_BITS(name, T)        \
+    OPENMYTHOS_MLA(name, T)                    \
+    OPENMYTHOS_MLA_MATRIX(name, T, 256, 32, 2) \
+    OPENMYTHOS_MLA_MATRIX(name, T, 384, 32, 2) \
+    OPENMYTHOS_MLA_MATRIX(name, T, 512, 64, 2) \
+    OPENMYTHOS_MLA_SHARES(name, T, 1024, 64, 1, MatrixTile<T, 1024, 64, 1>)
+
+OPENMYTHOS_MLA(f32, float)
+OPENMYTHOS_MLA_SHARES(f32, float, 256, 32, 1, FmaTile<float, 256, 32>)
+OPENMYTHOS_MLA_SHARES(f32, float, 384, 32, 1, FmaTile<float, 384, 32>)
+OPENMYTHOS_MLA_SHARES(f32, float, 512, 64, 1, FmaTile<float, 512, 64>)
+OPENMYTHOS_MLA_SHARES(f32, float, 1024, 64, 1, FmaTile<float, 1024, 64>)
+OPENMYTHOS_MLA_16_BITS(bf16, bf16)
+OPENMYTHOS_MLA_16_BITS(f16, f16)
+
+}  // namespace openmythos::gpu

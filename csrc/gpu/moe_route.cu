@@ -1,0 +1,91 @@
+#include "rows.h"
+
+// The k largest of logits + bias, ties to the lower id and NaN as -inf, weighed by the softmax of their raw logits, and
+// how many rows chose each expert. One block: a wave a row, scores in registers, so that k choices are k reductions.
+
+namespace openmythos::gpu {
+
+constexpr int TAKEN = -2147483647 - 1;  // below the image of every float
+
+// Integers in the order of these floats.
+OPENMYTHOS_DEVICE int ordered(float score) {
+    if (score != score) score = -__builtin_inff();
+    int bits = score == 0.f ? 0 : __builtin_bit_cast(int, score);
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+
+template <int MASK = WAVE / 2>
+OPENMYTHOS_DEVICE void wave_best(int& key, int& expert) {
+    if constexpr (MASK > 0) {
+        int other_key = __builtin_bit_cast(int, from_lane_xor<MASK>(__builtin_bit_cast(float, key)));
+        int other = __builtin_bit_cast(int, from_lane_xor<MASK>(__builtin_bit_cast(float, expert)));
+        bool better = other_key > key || (other_key == key && other < expert);
+        key = better ? other_key : key, expert = better ? other : expert;
+        wave_best<MASK / 2>(key, expert);
+    }
+}
+
+// e^x for x <= 0, which NaN passes through.
+OPENMYTHOS_DEVICE float exp_nonpositive(float x) {
+    x = x < -126.f ? -126.f : x;
+    float hi = x * 1.44269504f, lo = fma(x, 1.44269504f, -hi) + x * 1.925963033e-8f, y = fast_exp2(hi);
+    return fma(y, lo * 0.693147181f, y);
+}
+
+template <int EACH>
+OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
+    __shared__ int chosen[MOE_MAX_SLOTS];
+    const int row = wave_index(), lane = lane_index();
+    const AnyRow logits = AnyRow::of(p.logits, row < p.rows ? row : 0);
+    if (row < p.rows) {
+        int keys[EACH];
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            int e = j * WAVE + lane;
+            keys[j] = TAKEN;
+            if (e < p.experts) keys[j] = ordered(load_any(logits.p, logits.type, e) + (p.bias ? p.bias[e] : 0.f));
+        }
+        for (int i = 0; i < p.k; i++) {
+            int best = TAKEN, at = 0;
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                if (keys[j] > best) best = keys[j], at = j;
+            int expert = at * WAVE + lane;
+            wave_best(best, expert);
+            if (lane == 0) chosen[row * p.k + i] = expert;
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                if (j * WAVE + lane == expert) keys[j] = TAKEN;
+        }
+    }
+    sync_block();
+    if (row < p.rows) {
+        const int* mine = chosen + row * p.k;
+        float top = -__builtin_inff(), sum = 0.f;
+        for (int i = lane; i < p.k; i += WAVE) top = __builtin_fmaxf(top, load_any(logits.p, logits.type, mine[i]));
+        top = wave_max(top);
+        for (int i = lane; i < p.k; i += WAVE) sum += exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - top);
+        sum = wave_sum(sum);
+        for (int i = lane; i < p.k; i += WAVE) {
+            p.ids[row * p.ids_stride + i] = mine[i];
+            p.weights[row * p.weights_stride + i] =
+                exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - top) / sum;
+        }
+    }
+    for (int e = thread_index(); e < p.experts; e += block_threads()) {
+        int count = 0;
+        for (int s = 0; s < p.rows * p.k; s++) count += chosen[s] == e;
+        p.counts[e] = count;
+    }
+}
+
+#define OPENMYTHOS_MOE_ROUTE(experts)                                                               \
+    OPENMYTHOS_KERNEL(MOE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteParams p) { \
+        moe_route<experts / WAVE>(p);                                                               \
+    }
+
+OPENMYTHOS_MOE_ROUTE(64)
+OPENMYTHOS_MOE_ROUTE(256)
+OPENMYTHOS_MOE_ROUTE(1024)
+
+}  // namespace openmythos::gpu

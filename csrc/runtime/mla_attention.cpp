@@ -1,0 +1,80 @@
+#include <algorithm>
+
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+using gpu::Type;
+
+namespace {
+
+constexpr int WIDTHS = sizeof(MLA_WIDTHS) / sizeof(MLA_WIDTHS[0]);
+constexpr unsigned THREADS = 256;
+constexpr int64_t TOKENS = 4, FOLD_COLUMNS = 64, COMBINE_COLUMNS = 16;  // of a block
+constexpr int64_t LEAST_KEYS = 64, MAX_SPLITS = 256;                    // of a share; of a sequence
+
+#define OPENMYTHOS_MLA_NAMES(name)                                                            \
+    {"openmythos_mla_attention_" name "_256_32", "openmythos_mla_attention_" name "_384_32",  \
+     "openmythos_mla_attention_" name "_512_64", "openmythos_mla_attention_" name "_1024_64", \
+     "openmythos_mla_attention_" name "_fold",   "openmythos_mla_attention_" name "_combine"}
+constexpr const char* NAMES[gpu::TYPES][WIDTHS + 2] = {OPENMYTHOS_MLA_NAMES("f32"), OPENMYTHOS_MLA_NAMES("bf16"),
+                                                       OPENMYTHOS_MLA_NAMES("f16")};
+constexpr const char* NAMES_ROWS32[gpu::TYPES][WIDTHS] = {
+    {},
+    {"openmythos_mla_attention_bf16_256_32_rows32", "openmythos_mla_attention_bf16_384_32_rows32",
+     "openmythos_mla_attention_bf16_512_64_rows32"},
+    {"openmythos_mla_attention_f16_256_32_rows32", "openmythos_mla_attention_f16_384_32_rows32",
+     "openmythos_mla_attention_f16_512_64_rows32"}};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows (token, head) of a block of the attention: what the kernels have, and no more than there are but for a part
+// of 16. More rows read the latent less often.
+int64_t block_rows(const gpu::MlaParams& p, Type type) {
+    if (type == Type::float32) return p.dc > 384 ? 8 : 16;
+    return p.dc <= 512 && int64_t(p.t) * p.h > 16 ? 32 : 16;
+}
+// Blocks that a multiprocessor has room for.
+int64_t resident(const gpu::MlaParams& p, Type type) {
+    return p.dc > 512 || (p.dc > 256 && block_rows(p, type) > 16) ? 1 : 2;
+}
+
+int64_t rounded(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
+int64_t folded_bytes(const gpu::MlaParams& p, Type type) {
+    return rounded(int64_t(p.b) * p.t * p.h * p.dc * size_of(type));
+}
+int64_t part_bytes(const gpu::MlaParams& p) { return rounded(int64_t(p.b) * p.splits * p.t * p.h * p.dc * 4); }
+
+}  // namespace
+
+// Shapes and the device alone decide, so that a sequence's result does not depend on lengths in the batch.
+int64_t scratch_bytes(gpu::MlaParams& p, Type type, int multiprocessors) {
+    const int64_t blocks = p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p, type));
+    const int64_t wanted = multiprocessors * resident(p, type) / std::max<int64_t>(blocks, 1);
+    p.splits = int32_t(std::max<int64_t>(1, std::min({wanted, ceil_div(p.total, LEAST_KEYS), MAX_SPLITS})));
+    // As many blocks as there are multiprocessors: each of them reads all shares of its head.
+    const int64_t heads = std::max<int64_t>(ceil_div(int64_t(p.b) * p.t, TOKENS) * p.h, 1);
+    const int64_t most = std::max<int64_t>(ceil_div(p.dv, COMBINE_COLUMNS), 1);
+    const int64_t each = std::clamp<int64_t>(multiprocessors / heads, 1, most);
+    p.columns = int32_t(ceil_div(most, each) * COMBINE_COLUMNS);
+    return folded_bytes(p, type) + part_bytes(p) + int64_t(p.b) * p.splits * p.t * p.h * 4;
+}
+
+MlaPlan plan(gpu::MlaParams& p, Type type, void* scratch) {
+    char* at = static_cast<char*>(scratch);
+    p.folded = at;
+    p.part = reinterpret_cast<float*>(at += folded_bytes(p, type));
+    p.part_lse = reinterpret_cast<float*>(at + part_bytes(p));
+    int width = 0;
+    while (width < WIDTHS - 1 && MLA_WIDTHS[width][0] != p.dc) width++;
+    const auto& names = NAMES[int(type)];
+    const unsigned tokens = unsigned(ceil_div(int64_t(p.b) * p.t, TOKENS)), heads = unsigned(p.h);
+    const unsigned blocks = unsigned(p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p, type)));
+    const char *op = "mla_attention",
+               *attention = block_rows(p, type) > 16 ? NAMES_ROWS32[int(type)][width] : names[width];
+    return {{op, names[WIDTHS], {tokens, heads, unsigned(p.dc / FOLD_COLUMNS), THREADS, 0}, &p},
+            {op, attention, {blocks, unsigned(p.splits), 1, THREADS, 0}, &p},
+            {op, names[WIDTHS + 1], {tokens, heads, unsigned(ceil_div(p.dv, p.columns)), THREADS, 0}, &p}};
+}
+
+}  // namespace openmythos::runtime

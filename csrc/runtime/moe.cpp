@@ -1,0 +1,58 @@
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+using gpu::Type;
+
+namespace {
+
+struct Pair {
+    const char *up, *down;
+    int hidden;   // units that a block of the first launch handles
+    int columns;  // of the result that a block of the second launch handles
+    unsigned up_threads, down_threads;
+};
+
+// As moe.cu instantiates them.
+constexpr Pair one_row(const char* up, const char* down) { return {up, down, 16, 4, 256, 256}; }
+constexpr Pair vectors(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
+constexpr Pair tiles(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }
+constexpr Pair PAIRS[gpu::TYPES][2] = {{one_row("openmythos_moe_up_f32_rows1", "openmythos_moe_down_f32_rows1"),
+                                        vectors("openmythos_moe_up_f32_rows16", "openmythos_moe_down_f32_rows16")},
+                                       {one_row("openmythos_moe_up_bf16_rows1", "openmythos_moe_down_bf16_rows1"),
+                                        tiles("openmythos_moe_up_bf16_rows16", "openmythos_moe_down_bf16_rows16")},
+                                       {one_row("openmythos_moe_up_f16_rows1", "openmythos_moe_down_f16_rows1"),
+                                        tiles("openmythos_moe_up_f16_rows16", "openmythos_moe_down_f16_rows16")}};
+constexpr Pair ANY = vectors("openmythos_moe_up_any", "openmythos_moe_down_any");
+
+bool is_fast(const gpu::MoeParams& p) {
+    const int64_t size = size_of(p.x.type);
+    const auto whole = [&](const void* data, int64_t stride) { return is_aligned(data) && stride * size % 16 == 0; };
+    bool fast = p.d % VEC == 0 && p.width % VEC == 0 && whole(p.x.data, p.x.stride);
+    for (int64_t stride : p.gate_up_strides) fast = fast && whole(p.gate_up, stride);
+    for (int64_t stride : p.down_strides) fast = fast && whole(p.down, stride);
+    for (int s = 0; s < p.shared_count; s++) {
+        const gpu::MoeShared& expert = p.shared[s];
+        fast = fast && expert.width % VEC == 0 && whole(expert.gate, expert.gate_stride) &&
+               whole(expert.up, expert.up_stride) && whole(expert.down, expert.down_stride);
+    }
+    return fast;
+}
+
+}  // namespace
+
+// Fills in `aligned`, and how the first launch's blocks are dealt to experts.
+MoePlan plan(gpu::MoeParams& p) {
+    p.aligned = is_fast(p);
+    const Pair& pair = p.aligned ? PAIRS[int(p.x.type)][p.rows > 1] : ANY;
+    p.hidden_per_block = pair.hidden;
+    const auto blocks = [&](int64_t width) { return (width + pair.hidden - 1) / pair.hidden; };
+    int64_t total = 0;
+    for (int s = 0; s < p.shared_count; s++) p.shared[s].end_block = int32_t(total += blocks(p.shared[s].width));
+    p.shared_blocks = int32_t(total);
+    total += p.slots * blocks(p.width);
+    return {{"moe", pair.up, {unsigned(total), 1, 1, pair.up_threads, 0}, &p},
+            {"moe", pair.down, {unsigned((p.d + pair.columns - 1) / pair.columns), 1, 1, pair.down_threads, 0}, &p}};
+}
+
+}  // namespace openmythos::runtime

@@ -1,0 +1,21 @@
+// The kernels of one file of csrc/gpu, as cuda_host.py rewrote it, and what launches them.
+
+#include "cuda_host.h"
+
+#include SOURCE
+
+using Params = openmythos::gpu::MlaParams;
+
+static void (*kernel)(Params);
+static Params arguments;
+
+extern "C" __attribute__((visibility("default"))) void host_launch(void* function, unsigned x, unsigned y, unsigned z,
+                                                                   unsigned threads, const void* params) {
+    kernel = reinterpret_cast<void (*)(Params)>(function);
+    std::memcpy(&arguments, params, sizeof(arguments));
+    host::body = [] { kernel(arguments); };
+    blockDim.x = threads;
+    for (blockIdx.z = 0; blockIdx.z < z; blockIdx.z++)
+        for (blockIdx.y = 0; blockIdx.y < y; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < x; blockIdx.x++) host::run_block(threads);
+}

@@ -1,0 +1,162 @@
+#pragma once
+
+// CUDA for a C++ compiler: a block's threads take turns on one CPU thread, and every instruction that csrc/ writes in
+// PTX is its definition in the PTX manual. A wave's exchange waits for all 32 lanes; if one never comes, the run stops.
+
+#include <dlfcn.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __global__ __attribute__((visibility("default")))
+#define __shared__ static
+#define __launch_bounds__(...)
+
+namespace host {
+
+struct Index {
+    unsigned x = 0, y = 0, z = 0;
+};
+
+struct Meeting {
+    int arrived = 0;
+    unsigned generation = 0;
+};
+
+struct Wave {
+    Meeting meeting;
+    uint32_t slots[2][32][6];  // of this exchange and the one before, which some lanes may still read
+};
+
+constexpr size_t STACK = 1 << 18;
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    bool done;
+};
+
+inline Index thread_index, block_index, block_size;
+inline std::vector<Thread> threads;
+inline std::vector<Wave> waves;
+inline Meeting block;
+inline ucontext_t scheduler;
+inline unsigned current;
+inline long progress;
+inline void (*body)();
+
+inline void meet(Meeting& meeting, int expected) {
+    const unsigned generation = meeting.generation;
+    progress++;
+    if (++meeting.arrived == expected) {
+        meeting.arrived = 0, meeting.generation++;
+        return;
+    }
+    while (meeting.generation == generation) swapcontext(&threads[current].context, &scheduler);
+}
+
+inline void start() {
+    body();
+    threads[current].done = true, progress++;
+    swapcontext(&threads[current].context, &scheduler);
+}
+
+inline void run_block(unsigned count) {
+    threads.resize(count);
+    waves.assign(count / 32, {});
+    block = {};
+    for (Thread& thread : threads) {
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.get(), thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = nullptr, thread.done = false;
+        makecontext(&thread.context, start, 0);
+    }
+    for (unsigned left = count; left;) {
+        const long before = progress;
+        left = 0;
+        for (current = 0; current < count; current++) {
+            if (threads[current].done) continue;
+            left++, thread_index.x = current;
+            swapcontext(&scheduler, &threads[current].context);
+        }
+        if (left && progress == before) {
+            std::fprintf(stderr, "some threads wait for others that never come\n");
+            std::abort();
+        }
+    }
+}
+
+// Everybody's numbers, in the order of the lanes.
+template <int COUNT>
+const uint32_t (*exchange(const uint32_t (&mine)[COUNT]))[6] {
+    Wave& wave = waves[current / 32];
+    auto& slots = wave.slots[wave.meeting.generation % 2];
+    std::memcpy(slots[current % 32], mine, sizeof(mine));
+    meet(wave.meeting, 32);
+    return slots;
+}
+
+inline float to_float(uint32_t bits, bool bf16) {
+    if (!bf16) {
+        _Float16 x;
+        uint16_t low = uint16_t(bits);
+        std::memcpy(&x, &low, 2);
+        return float(x);
+    }
+    return __builtin_bit_cast(float, bits << 16);
+}
+
+inline uint16_t to_half(float x) { return __builtin_bit_cast(uint16_t, _Float16(x)); }
+inline uint16_t to_bf16(float x) {
+    uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    return x != x ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// c += a b of 16 x 8 x 16, with the fragments of the manual's figures.
+inline void mma(float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, bool bf16) {
+    const auto* given = exchange({a0, a1, a2, a3, b0, b1});
+    auto half = [&](int lane, int word, int which) { return to_float(given[lane][word] >> 16 * which & 0xffff, bf16); };
+    const int me = current % 32;
+    for (int i = 0; i < 4; i++) {
+        const int row = me / 4 + i / 2 * 8, n = me % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; k++)
+            c[i] +=
+                half(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k % 2) * half(n * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+    }
+}
+
+// Lane l gives columns 2 (l % 4) and the next of row l / 4 of an 8 x 8 matrix, and gets those of the transposed one.
+inline uint32_t movmatrix(uint32_t x) {
+    const auto* given = exchange({x});
+    const int row = current % 32 / 4, column = current % 4 * 2;
+    uint32_t y = 0;
+    for (int i = 0; i < 2; i++) y |= (given[(column + i) * 4 + row / 2][0] >> row % 2 * 16 & 0xffff) << 16 * i;
+    return y;
+}
+
+}  // namespace host
+
+#define threadIdx host::thread_index
+#define blockIdx host::block_index
+#define blockDim host::block_size
+
+inline void __syncthreads() { host::meet(host::block, int(host::threads.size())); }
+inline void __syncwarp() { host::exchange({0u}); }
+inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
+inline float __shfl_xor_sync(unsigned, float x, int mask) {
+    const auto* given = host::exchange({__builtin_bit_cast(uint32_t, x)});
+    return __builtin_bit_cast(float, given[host::current % 32 ^ mask][0]);
+}
+inline unsigned __ballot_sync(unsigned, bool x) {
+    const auto* given = host::exchange({uint32_t(x)});
+    unsigned all = 0;
+    for (int lane = 0; lane < 32; lane++) all |= given[lane][0] << lane;
+    return all;
+}

@@ -1,0 +1,91 @@
+"""CUDA kernels of csrc/gpu as a C++ compiler understands them, run on the CPU: values without a GPU.
+
+What is compiled is the source that nvcc reads, with each instruction written in PTX replaced by a call of its
+definition in `cuda_host.h`. Neither ptxas nor a GPU's memory order is in this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+from tests.native import building
+from tests.native.emulated import Emulated
+from tests.native.fake import FakeOps
+
+# By what an instruction's text begins with; the names are those of the C++ around it.
+INSTRUCTIONS = {
+    "cvt.f32.f16": "y = host::to_float(x.bits, false)",
+    "cvt.rn.bf16.f32": "y = host::to_bf16(x)",
+    "cvt.rn.f16.f32": "y = host::to_half(x)",
+    "ex2.approx": "y = std::exp2(x)",
+    "lg2.approx": "y = std::log2(x)",
+    "ld.global.L1::no_allocate.v4": "std::memcpy(&x, p, 16)",
+    "movmatrix.sync.aligned.m8n8.trans": "y = host::movmatrix(x)",
+}
+PAIR = re.compile(r': "=r"\((.+)\), "=r"\((.+)\)\s*: "l"\((.+)\)\)\Z')
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]')
+
+
+def _definition(statement: str) -> str:
+    """The C++ expression for one asm statement."""
+    text = re.search(r'"((?:[^"\\]|\\.)*)"', statement)[1]
+    if not text:
+        return ""
+    if text.startswith("mma.sync.aligned.m16n8k16"):
+        return "host::mma(c, a0, a1, a2, a3, b0, b1, type[0] == 'b')"
+    if text.startswith("ld.global.L1::no_allocate.v2"):
+        low, high, source = PAIR.search(statement).groups()
+        return f"std::memcpy(&{low}, {source}, 4), std::memcpy(&{high}, {source} + 2, 4)"
+    return next(call for start, call in INSTRUCTIONS.items() if text.startswith(start))
+
+
+def translated(text: str) -> str:
+    """The source with every asm statement replaced."""
+    parts, at = [], 0
+    for match in re.finditer(r"\basm(?: volatile)?(?=\()", text):
+        depth = 0
+        for token in TOKEN.finditer(text, match.end()):
+            depth += {"(": 1, ")": -1}.get(token[0], 0)
+            if depth == 0:
+                break
+        parts += [text[at : match.start()], _definition(text[match.start() : token.end()])]
+        at = token.end()
+    return "".join(parts) + text[at:]
+
+
+def library(op: str) -> Path:
+    """The kernels of csrc/gpu/op.cu and `host_launch` as a library."""
+    gpu = building.ROOT / "csrc" / "gpu"
+    sources = [building.ROOT / "csrc" / "compat.h", *sorted(gpu.glob("*.h")), gpu / f"{op}.cu"]
+    shims = [building.HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "cuda_host.py")]
+    flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-mfma", "-Wno-unknown-pragmas")
+
+    def make(path: Path) -> None:
+        copy = path.parent / "csrc"
+        for source in sources:
+            to = copy / source.relative_to(building.ROOT / "csrc")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(translated(source.read_text(encoding="utf-8")), encoding="utf-8")
+        building._run(
+            [building.GXX, *flags, "-I", str(copy), f'-DSOURCE="gpu/{op}.cu"', str(shims[1]), "-o", str(path)]
+        )
+
+    return building._cached(f"lib{op}.so", [*sources, *shims], " ".join((building.GXX, *flags)), make)
+
+
+class OnHost(Emulated):
+    """Runs launches as CUDA source on the CPU; nothing is recorded."""
+
+    def __init__(self, fake: FakeOps, op: str) -> None:
+        super().__init__(fake)
+        self.launched: list[str] = []
+        self._library = ctypes.CDLL(str(library(op)))
+        self._library.host_launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 4, ctypes.c_void_p]
+
+    def run(self, kernel, grid, threads, shared, stream, params) -> None:
+        assert shared == 0
+        function = ctypes.cast(getattr(self._library, kernel), ctypes.c_void_p)
+        self._library.host_launch(function, *grid, threads, params)
+        self.launched.append(kernel)

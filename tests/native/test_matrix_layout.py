@@ -1,0 +1,26 @@
+"""CUDA's matrix instruction as compat.h feeds it: gfx1151's runs on the emulator, and this one has none."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.native import building
+
+
+@pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
+def test_multiply_tiles_gives_the_instruction_what_it_wants(tmp_path: Path) -> None:
+    compat = (building.ROOT / "csrc" / "compat.h").read_text(encoding="utf-8")
+    instruction = re.compile(r"#define OPENMYTHOS_MMA\(type\).*?#undef OPENMYTHOS_MMA\n", re.DOTALL)
+    replaced, count = instruction.subn("record(c, a0, a1, a2, a3, b0, b1);\n", compat)
+    assert count == 1
+    (tmp_path / "compat.h").write_text(replaced, encoding="utf-8")
+    program = tmp_path / "matrix_layout"
+    command = [building.GXX, "-std=c++20", "-O1", "-I", str(tmp_path), str(building.HERE / "matrix_layout.cpp")]
+    made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert said == "4 instructions, 256 elements, 0 wrong\n"
