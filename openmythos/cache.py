@@ -8,7 +8,7 @@ values. Capacity doubles up to the model's context, so nothing is allocated for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -177,19 +177,47 @@ class KVCache(MutableMapping):
         """Write new tokens (B, T, width of each part) under `key`; returns all its rows, (B, S, width).
 
         Raises:
-            ValueError: before anything is written, when the layout or batch differs from what is cached,
-                or the context would grow past max_seq_len.
+            ValueError: as `place`.
         """
         new = parts[0]
         batch, count = new.shape[:2]
-        start = self.length(key)
-        self._check(key, layout, batch, start + count)
-        self._grow(key, layout, batch, start + count, new)
-        rows = self._buffer[self._slots[key], :, start : start + count]
+        rows = self.place(key, layout, batch, count, new.dtype, new.device)
         rows[..., : layout.widths[0]].copy_(parts[0].detach().reshape(batch, count, layout.widths[0]))
         rows[..., layout.widths[0] :].copy_(parts[1].detach().reshape(batch, count, layout.widths[1]))
-        self._lengths[key] = start + count
         return self.rows(key)
+
+    def place(
+        self, key: str, layout: Layout, batch: int, count: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Count `count` new tokens under `key`; returns their rows, (B, T, width), which the caller writes.
+
+        Raises:
+            ValueError: before anything is changed, when the layout or batch differs from what is cached,
+                or the context would grow past max_seq_len.
+        """
+        start = self.length(key)
+        self._check(key, layout, batch, start + count)
+        self._grow(key, layout, batch, start + count, dtype, device)
+        self._lengths[key] = start + count
+        return self._buffer[self._slots[key], :, start : start + count]
+
+    def fix(self, keys: Sequence[str], tokens: int, table: torch.Tensor) -> FixedRows:
+        """The slots of `keys`, which hold as many tokens each, at a capacity of at least `tokens` that stays.
+
+        Raises:
+            ValueError: when the keys hold different numbers of tokens or none, entries of somebody else are
+                among them, or `tokens` is more than max_seq_len.
+        """
+        lengths = {self.length(key) for key in keys}
+        if len(lengths) != 1 or 0 in lengths or any(key in self._foreign for key in keys):
+            raise ValueError(
+                f"kv_cache: its {len(keys)} layer-keys hold {sorted(lengths)} tokens; fill it by one model"
+            )
+        if self.origin != 0:
+            raise ValueError(f"kv_cache: starts at position {self.origin}, must start at 0")
+        self._check(keys[0], self.layout, self._buffer.shape[1], tokens)
+        self._grow(keys[0], self.layout, self._buffer.shape[1], tokens, self._buffer.dtype, self._buffer.device)
+        return FixedRows(self, keys, table)
 
     def _check(self, key: str, layout: Layout, batch: int, needed: int) -> None:
         if self.layout is not None and self.layout != layout:
@@ -202,15 +230,16 @@ class KVCache(MutableMapping):
         if self.max_seq_len is not None and needed > self.max_seq_len:
             raise ValueError(f"kv_cache[{key!r}]: {needed} tokens do not fit into max_seq_len={self.max_seq_len}")
 
-    def _grow(self, key: str, layout: Layout, batch: int, needed: int, like: torch.Tensor) -> None:
+    def _grow(
+        self, key: str, layout: Layout, batch: int, needed: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         """Slots and capacity for `needed` tokens under `key`, keeping what is cached."""
         slot = self._slots.setdefault(key, len(self._slots))
         old = self._buffer
-        stale = old is not None and not self._lengths and (old.shape[1] != batch or old.dtype != like.dtype)
+        stale = old is not None and not self._lengths and (old.shape[1] != batch or old.dtype != dtype)
         if old is not None and not stale and slot < old.shape[0] and needed <= old.shape[2]:
             return
         slots, capacity = max(slot + 1, self._min_slots), max(needed, FIRST_CAPACITY)
-        dtype, device = like.dtype, like.device
         if old is not None and not stale:
             slots, dtype, device = max(slots, old.shape[0]), old.dtype, old.device
             capacity = old.shape[2] if needed <= old.shape[2] else max(needed, 2 * old.shape[2])
@@ -220,6 +249,43 @@ class KVCache(MutableMapping):
         self._buffer = torch.empty((slots, batch, capacity, sum(layout.widths)), dtype=dtype, device=device)
         for other, length in self._lengths.items():
             self._buffer[self._slots[other], :, :length] = old[self._slots[other], :, :length]
+
+
+class FixedRows:
+    """Slots of a cache at a capacity that stays, and on the device how far they are filled.
+
+    A decode step writes each layer-key's row at `position` (B) and reads the first `lengths` = position + 1 (B):
+    shapes and addresses are the same at every step, and the host need not know the position. `table` holds the
+    rotations of all positions, (P, dr/2, 2).
+    """
+
+    def __init__(self, cache: KVCache, keys: Sequence[str], table: torch.Tensor) -> None:
+        self.cache, self.keys, self.table = cache, keys, table
+        self._rows = {key: cache._buffer[cache._slots[key]] for key in keys}
+        buffer, start = cache._buffer, cache.length(keys[0])
+        self.position = torch.full((buffer.shape[1],), start, dtype=torch.int64, device=buffer.device)
+        self.lengths = torch.full((buffer.shape[1],), start + 1, dtype=torch.int32, device=buffer.device)
+        self._host = start
+
+    def rows(self, key: str) -> torch.Tensor:
+        """(B, capacity, width)."""
+        return self._rows[key]
+
+    def count(self) -> None:
+        """Tell the cache of one more token under every key."""
+        self._host += 1
+        self.cache._lengths.update(dict.fromkeys(self.keys, self._host))
+
+    def current(self) -> bool:
+        """Whether the cache still is as the last step left it: the same buffer, and no other tokens."""
+        if {self.cache.length(key) for key in self.keys} != {self._host}:
+            return False
+        return all(self.cache.owns(self._rows[key]) for key in self.keys)
+
+    def advance(self) -> None:
+        """Move to the next position, by kernels alone."""
+        self.position += 1
+        self.lengths += 1
 
 
 def storage_of(kv_cache: MutableMapping) -> KVCache:
@@ -251,18 +317,13 @@ def cached_tokens(kv_cache: Mapping, key: str) -> int:
     return entry.tokens if isinstance(entry, CacheEntry) else next(iter(entry.values())).shape[1]
 
 
-def extend(
+def _own(
     kv_cache: MutableMapping,
     key: str,
     layout: Layout,
-    parts: tuple[torch.Tensor, torch.Tensor],
     adopt: Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]],
-) -> torch.Tensor:
-    """Append new tokens under `key` and return all its rows (B, S, width).
-
-    `adopt` turns an entry that somebody else wrote into the two parts that we store; it is asked once.
-    Where gradients are recorded the new rows keep theirs, the cached ones are constants.
-    """
+) -> KVCache:
+    """The storage behind `kv_cache`, holding under `key` what the caller's entry holds."""
     storage = storage_of(kv_cache)
     entry = kv_cache.get(key)
     if entry is None:
@@ -275,6 +336,22 @@ def extend(
             old = adopt(entry)
         storage.forget(key)
         storage.append(key, layout, old)
+    return storage
+
+
+def extend(
+    kv_cache: MutableMapping,
+    key: str,
+    layout: Layout,
+    parts: tuple[torch.Tensor, torch.Tensor],
+    adopt: Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Append new tokens under `key` and return all its rows (B, S, width).
+
+    `adopt` turns an entry that somebody else wrote into the two parts that we store; it is asked once.
+    Where gradients are recorded the new rows keep theirs, the cached ones are constants.
+    """
+    storage = _own(kv_cache, key, layout, adopt)
     past = storage.length(key)
     rows = storage.append(key, layout, parts)
     kv_cache[key] = CacheEntry(storage, key)
@@ -284,3 +361,20 @@ def extend(
         fresh = torch.cat([part.reshape(batch, new, width).to(rows.dtype) for part, width in wide], dim=-1)
         return torch.cat((rows[:, :past].detach().clone(), fresh), dim=1)
     return rows
+
+
+def extend_with(
+    kv_cache: MutableMapping,
+    key: str,
+    layout: Layout,
+    new: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    adopt: Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]],
+    write: Callable[[torch.Tensor], None],
+) -> torch.Tensor:
+    """`extend` by `new` = (B, T) tokens that `write` puts into their rows (B, T, width). It has no gradients."""
+    storage = _own(kv_cache, key, layout, adopt)
+    write(storage.place(key, layout, *new, dtype, device))
+    kv_cache[key] = CacheEntry(storage, key)
+    return storage.rows(key)

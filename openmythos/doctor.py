@@ -20,6 +20,8 @@ from openmythos import dispatch
 from openmythos.backends import library
 from openmythos.samples import samples
 
+# PyTorch's own: without it gfx1151 has no fused attention.
+AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 VARIABLES = (
     "OPENMYTHOS_BACKEND",
     "OPENMYTHOS_CPU_ISA",
@@ -27,6 +29,7 @@ VARIABLES = (
     "OPENMYTHOS_ROCM_VERSION",
     "OPENMYTHOS_UPSTREAM",
     "OPENMYTHOS_TINYGRAD",
+    AOTRITON,
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # name -> (new tokens, cached tokens)
@@ -129,8 +132,23 @@ def _threads() -> str:
 
 def _environment() -> dict[str, str]:
     """Our variables that are set; one that looks like ours but is not is named as such."""
-    ours = {name: value for name, value in os.environ.items() if name.startswith("OPENMYTHOS_")}
+    ours = {name: value for name, value in os.environ.items() if name.startswith("OPENMYTHOS_") or name in VARIABLES}
     return {name: value if name in VARIABLES else f"{value} (no such variable)" for name, value in ours.items()}
+
+
+def _warnings() -> list[str] | str:
+    """What works here, but slower than it could."""
+    if not (torch.version.hip and torch.cuda.is_available()) or os.environ.get(AOTRITON) == "1":
+        return "none"
+    names = [torch.cuda.get_device_properties(index).gcnArchName for index in range(torch.cuda.device_count())]
+    slow = [f"cuda:{index}" for index, name in enumerate(names) if name.split(":")[0] == "gfx1151"]
+    if not slow:
+        return "none"
+    return [
+        f"{', '.join(slow)}: torch counts its fused attention for gfx1151 as experimental and leaves it out unless "
+        f"{AOTRITON}=1 is set before the start; scaled_dot_product_attention then takes its slow path, which writes "
+        "all scores to memory"
+    ]
 
 
 def _decisions() -> list[dict[str, object]]:
@@ -166,6 +184,7 @@ def examine() -> dict[str, object]:
         "native": _ask(_native),
         "threads": _ask(_threads),
         "environment": _environment(),
+        "warnings": _ask(_warnings),
         "dispatch": _ask(_decisions),
     }
 

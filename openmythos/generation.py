@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from openmythos.cache import KVCache
+from openmythos.decode import DecodeStep, why_no_graph, without_dropout
 
 if TYPE_CHECKING:
     from openmythos.nn.model import OpenMythos
+
+_log = logging.getLogger("openmythos")
 
 
 def check_vocabulary(input_ids: torch.Tensor, vocab_size: int) -> None:
@@ -69,20 +72,39 @@ def stream(
     *,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
+    graph: bool | None = False,
 ) -> Iterator[torch.Tensor]:
     """Yield each step's tokens, (B, 1). Arguments and errors as `generate`; checked before the first step."""
     _check(max_new_tokens, temperature, top_k, model, input_ids)
     model.recurrent.loops(n_loops)
-    return _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator)
+    graph = _graphed(graph, model)
+    return _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator, graph)
 
 
-def _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator):
+def _graphed(graph: bool | None, model: OpenMythos) -> bool:
+    """Whether to replay a graph; None asks `why_no_graph`, and its reason is logged."""
+    if graph is False:
+        return False
+    reason = why_no_graph(model)
+    if reason is not None and graph:
+        raise ValueError(f"graph=True: {reason}; graph=None runs without a graph then")
+    if reason is not None:
+        _log.info("generate runs without a graph: %s", reason)
+    return reason is None
+
+
+def _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_token_id, generator, graph):
     cache = KVCache(model.cfg.max_seq_len)
     done = torch.zeros((input_ids.shape[0], 1), dtype=torch.bool, device=input_ids.device)
-    current, position = input_ids, 0
-    for _ in range(max_new_tokens):
-        with torch.no_grad(), _without_dropout(model):
-            logits = model(current, n_loops=n_loops, kv_cache=cache, start_pos=position, last_token_only=True)
+    current, position, step = input_ids, 0, None
+    for index in range(max_new_tokens):
+        if graph and index == 1:
+            step = DecodeStep(model, cache, n_loops, tokens=input_ids.shape[1] + max_new_tokens - 1, graph=True)
+        with torch.no_grad(), without_dropout(model):
+            if step is not None:
+                logits = step(current)
+            else:
+                logits = model(current, n_loops=n_loops, kv_cache=cache, start_pos=position, last_token_only=True)
         token = sample(logits[:, -1], temperature, top_k, generator)
         if eos_token_id is not None:
             token = token.masked_fill(done, eos_token_id)
@@ -92,19 +114,6 @@ def _steps(model, input_ids, max_new_tokens, n_loops, temperature, top_k, eos_to
             return
         position += current.shape[1]
         current = token
-
-
-@contextmanager
-def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; each module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()
@@ -119,6 +128,7 @@ def generate(
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
     on_token: Callable[[torch.Tensor], None] | None = None,
+    graph: bool | None = False,
 ) -> torch.Tensor:
     """Continue the prompt token by token with a KV cache.
 
@@ -127,9 +137,14 @@ def generate(
     eos_token_id a row that has produced it repeats it, and generation ends when every row has. `generator`
     seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off whatever the model's mode.
 
+    With `graph` every token after the first is one replay of a captured CUDA or HIP graph (openmythos.decode),
+    and room for all tokens is allocated at once. None uses a graph where there can be one; why not, otherwise,
+    is logged and is what `why_no_graph(model)` says.
+
     Raises:
         ValueError: before anything runs, naming the argument, when the prompt is empty or holds an id
-            outside the vocabulary, the continuation does not fit into max_seq_len, or a number is out of range.
+            outside the vocabulary, the continuation does not fit into max_seq_len, a number is out of range,
+            or graph=True where there can be no graph.
     """
     steps = stream(
         model,
@@ -140,6 +155,7 @@ def generate(
         top_k,
         eos_token_id=eos_token_id,
         generator=generator,
+        graph=graph,
     )
     tokens = [input_ids]
     for token in steps:

@@ -14,10 +14,12 @@ def _dense(kind: dict, rows: int) -> dict[str, tuple]:
     x, weight = torch.zeros(rows, DIM, **kind), torch.ones(DIM, **kind)
     gate, down = torch.zeros(INNER, DIM, **kind), torch.zeros(DIM, INNER, **kind)
     angles = torch.zeros(rows, ROPE // 2, 2, device=x.device)
+    new_rows = torch.zeros(1, rows, LATENT + ROPE, **kind)
     return {
         "linear": (x, gate),
         "swiglu": (x, gate, gate, down),
-        "rope": (torch.zeros(1, rows, HEADS, ROPE, **kind), angles),
+        "rope": (torch.zeros(1, rows, HEADS, ROPE, **kind), angles, False),
+        "rope_append_": (new_rows, torch.ones(LATENT, **kind), angles, new_rows.clone(), None, EPS),
         "rms_norm": (x, weight, EPS, None),
         "rms_norm_add": (x, x, weight, EPS, None),
         "rms_norm_backward": (x, x, weight, EPS),

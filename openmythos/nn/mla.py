@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from openmythos import ops, reference
-from openmythos.cache import NORMALISED, Layout, extend
+from openmythos.cache import NORMALISED, FixedRows, Layout, extend, extend_with
 from openmythos.config import MythosConfig
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.norm import RMSNorm
 from openmythos.nn.pristine import fusable, pristine
 from openmythos.nn.project import project, to_weight_dtype
 from openmythos.nn.rope import apply_rope
+from openmythos.ops._library import direct
 
 
 @fusable
@@ -69,15 +70,45 @@ class MLAttention(nn.Module):
         q_rope = project(self.q_up_rope, query).unflatten(-1, (self.n_heads, self.qk_rope_dim))
         q_rope = apply_rope(q_rope, freqs_cis)
         down = project(self.kv_down, x)
-        latent = self.kv_norm(down[..., : self.kv_lora_rank])
-        k_rope = apply_rope(down[..., None, self.kv_lora_rank :], freqs_cis)[:, :, 0]
-        if kv_cache is not None:
-            rows = extend(kv_cache, cache_key, self._layout(), (latent, k_rope), self._adopt)
+        if kv_cache is not None and direct(down) and pristine(self.kv_norm):
+            rows = self._append(down, freqs_cis, kv_cache, cache_key)
+        else:
+            latent = self.kv_norm(down[..., : self.kv_lora_rank])
+            k_rope = apply_rope(down[..., None, self.kv_lora_rank :], freqs_cis)[:, :, 0]
+            rows = (
+                None
+                if kv_cache is None
+                else extend(kv_cache, cache_key, self._layout(), (latent, k_rope), self._adopt)
+            )
+        if rows is not None:
             latent, k_rope = rows[..., : self.kv_lora_rank], rows[..., self.kv_lora_rank :]
-        return project(self.wo, self._attend(q_nope, q_rope, latent, k_rope, mask).flatten(2))
+        seq_lens = kv_cache.lengths if isinstance(kv_cache, FixedRows) else None
+        return project(self.wo, self._attend(q_nope, q_rope, latent, k_rope, mask, seq_lens).flatten(2))
+
+    def _append(
+        self, down: torch.Tensor, freqs_cis: torch.Tensor, kv_cache: MutableMapping | FixedRows, cache_key: str
+    ) -> torch.Tensor:
+        """Norm, rotate and store the new tokens' rows in one launch; returns all rows, (B, S, width)."""
+        norm, new = self.kv_norm, down.shape[:2]
+        if isinstance(kv_cache, FixedRows):
+            rows = kv_cache.rows(cache_key)
+            ops.rope_append_(down, norm.weight, kv_cache.table, rows, kv_cache.position, eps=norm.eps)
+            return rows
+
+        def write(fresh: torch.Tensor) -> None:
+            ops.rope_append_(down, norm.weight, torch.view_as_real(freqs_cis[: new[1]]), fresh, eps=norm.eps)
+
+        dtype = torch.promote_types(down.dtype, norm.weight.dtype)
+        return extend_with(kv_cache, cache_key, self._layout(), new, dtype, down.device, self._adopt, write)
 
     def _attend(
-        self, q_nope: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, k_rope: torch.Tensor, mask: Mask
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        mask: Mask,
+        seq_lens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         causal = isinstance(mask, CausalMask)
         scale = self.q_head_dim**-0.5
@@ -87,7 +118,8 @@ class MLAttention(nn.Module):
             weight = self.kv_up.weight.unflatten(0, (self.n_heads, self.qk_nope_dim + self.v_dim))
             w_uk, w_uv = weight[:, : self.qk_nope_dim], weight[:, self.qk_nope_dim :]
             latent, k_rope = latent.to(q_nope.dtype), k_rope.to(q_nope.dtype)
-            return ops.mla_attention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale=scale, causal=causal)
+            options = {"scale": scale, "causal": causal, "seq_lens": seq_lens}
+            return ops.mla_attention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, **options)
         both = self.kv_up(latent).unflatten(-1, (self.n_heads, self.qk_nope_dim + self.v_dim))
         keys = torch.cat(
             (both[..., : self.qk_nope_dim], k_rope.to(both.dtype)[:, :, None].expand(-1, -1, self.n_heads, -1)), dim=-1

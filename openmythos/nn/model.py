@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openmythos import generation
-from openmythos.cache import KVCache, cached_tokens, mirror, storage_of
+from openmythos.cache import FixedRows, KVCache, cached_tokens, mirror, storage_of
 from openmythos.config import MythosConfig
 from openmythos.memory import gather_huge_pages
 from openmythos.nn.block import TransformerBlock
@@ -140,10 +140,31 @@ class OpenMythos(nn.Module):
         self, input_ids: torch.Tensor, loops: int | None, cache: KVCache | None, start_pos: int, last_token_only: bool
     ) -> torch.Tensor:
         new = input_ids.shape[1]
-        x = self.embed(input_ids)
-        x = x.to(wide(x.dtype))
+        x = self._embedded(input_ids)
         freqs_cis = torch.view_as_complex(self.rope[start_pos : start_pos + new])
         mask = self._mask(new, 0 if cache is None else start_pos - cache.origin, x)
+        return self._layers(x, freqs_cis, mask, loops, cache, last_token_only)
+
+    def decode(self, token: torch.Tensor, rows: FixedRows, n_loops: int) -> torch.Tensor:
+        """Logits (B, 1, V) after one token (B, 1) a sequence at rows.position, which moves on; no value is read."""
+        freqs_cis = torch.view_as_complex(self.rope.index_select(0, rows.position[:1]))
+        logits = self._layers(self._embedded(token), freqs_cis, None, n_loops, rows, True)
+        rows.advance()
+        return logits
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        return x.to(wide(x.dtype))
+
+    def _layers(
+        self,
+        x: torch.Tensor,
+        freqs_cis: torch.Tensor,
+        mask: Mask,
+        loops: int | None,
+        cache: KVCache | FixedRows | None,
+        last_token_only: bool,
+    ) -> torch.Tensor:
         for i, layer in enumerate(self.prelude):
             x = self._layer(layer, x, freqs_cis, mask, cache, f"prelude_{i}")
         seen = mask if unchanged(self.recurrent, RecurrentBlock) else _as_tensor(mask)
@@ -156,7 +177,12 @@ class OpenMythos(nn.Module):
 
     @staticmethod
     def _layer(
-        layer: nn.Module, x: torch.Tensor, freqs_cis: torch.Tensor, mask: Mask, cache: KVCache | None, key: str
+        layer: nn.Module,
+        x: torch.Tensor,
+        freqs_cis: torch.Tensor,
+        mask: Mask,
+        cache: KVCache | FixedRows | None,
+        key: str,
     ) -> torch.Tensor:
         mask = mask if unchanged(layer, TransformerBlock) else _as_tensor(mask)
         return layer(x, freqs_cis, mask, cache, cache_key=key)

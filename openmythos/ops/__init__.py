@@ -7,7 +7,7 @@ from openmythos.ops.loop_step import loop_step, loop_step_
 from openmythos.ops.mla_attention import mla_attention
 from openmythos.ops.moe import moe, moe_experts, moe_route
 from openmythos.ops.rms_norm import rms_norm, rms_norm_add
-from openmythos.ops.rope import rope
+from openmythos.ops.rope import rope, rope_append_
 
 __all__ = [
     "linear",
@@ -20,5 +20,6 @@ __all__ = [
     "rms_norm",
     "rms_norm_add",
     "rope",
+    "rope_append_",
     "swiglu",
 ]

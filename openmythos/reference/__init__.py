@@ -19,7 +19,7 @@ from openmythos.reference.moe import (
     moe_route_backward,
 )
 from openmythos.reference.rms_norm import rms_norm, rms_norm_add, rms_norm_backward
-from openmythos.reference.rope import rope
+from openmythos.reference.rope import places, rope, rope_append_
 
 __all__ = [
     "attention",
@@ -36,9 +36,11 @@ __all__ = [
     "moe_experts_hidden",
     "moe_route",
     "moe_route_backward",
+    "places",
     "rms_norm",
     "rms_norm_add",
     "rms_norm_backward",
     "rope",
+    "rope_append_",
     "swiglu",
 ]

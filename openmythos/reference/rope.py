@@ -1,19 +1,54 @@
-"""Rotary position embedding on interleaved pairs (Su et al., 2021)."""
+"""Rotary position embedding on interleaved pairs (Su et al., 2021), alone and on the way into the cache."""
 
 from __future__ import annotations
 
 import torch
 
 from openmythos.reference.precision import wide
+from openmythos.reference.rms_norm import rms_norm
 
 
-def rope(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
-    """(x0 + i x1) * (cos + i sin) on adjacent pairs, computed in float32.
+def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+    """(x0 + i x1) * (cos + i sin) on adjacent pairs, computed in float32; `inverse` turns back, by cos - i sin.
 
-    x (B, T, H, d), cos_sin (T, d/2, 2) -> (B, T, H, d) in x's dtype.
+    x (B, T, H, d), cos_sin (T, d/2, 2) or (B, T, d/2, 2) -> (B, T, H, d) in x's dtype.
     """
     pairs = x.to(wide(x.dtype)).unflatten(-1, (-1, 2))
-    cos, sin = cos_sin[:, None, :, 0], cos_sin[:, None, :, 1]
+    cos, sin = cos_sin[..., None, :, 0], cos_sin[..., None, :, 1]
+    if inverse:
+        sin = -sin
     even = pairs[..., 0] * cos - pairs[..., 1] * sin
     odd = pairs[..., 0] * sin + pairs[..., 1] * cos
     return torch.stack((even, odd), dim=-1).flatten(-2).to(x.dtype)
+
+
+def places(position: torch.Tensor, new: int) -> torch.Tensor:
+    """position[b] + t, (B, T) int64: where the new tokens of each sequence are."""
+    return position.long()[:, None] + torch.arange(new, device=position.device)
+
+
+def rope_append_(
+    down: torch.Tensor,
+    weight: torch.Tensor,
+    cos_sin: torch.Tensor,
+    rows: torch.Tensor,
+    position: torch.Tensor | None,
+    eps: float,
+) -> None:
+    """Write [rms_norm(down[..., :dc]) * weight | rope(down[..., dc:])] of new tokens into cache rows, in place.
+
+    down (B, T, dc + dr), weight (dc), cos_sin (P, dr/2, 2). Without `position` token t goes to rows[:, t] and is
+    rotated by cos_sin[t]; with position (B) integers, to rows[b, position[b] + t] and by cos_sin[position[b] + t].
+    rows (B, S, dc + dr) in any dtype.
+    """
+    batch, new, _ = down.shape
+    width = weight.shape[0]
+    latent, key = rms_norm(down[..., :width], weight, eps), down[..., None, width:]
+    if position is None:
+        rows[:, :new, :width] = latent.to(rows.dtype)
+        rows[:, :new, width:] = rope(key, cos_sin[:new])[:, :, 0].to(rows.dtype)
+        return
+    where = places(position, new)
+    index = torch.arange(batch, device=down.device)[:, None], where
+    rotated = rope(key, cos_sin[where])[:, :, 0]
+    rows.index_put_(index, torch.cat((latent.to(rows.dtype), rotated.to(rows.dtype)), dim=-1))

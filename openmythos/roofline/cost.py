@@ -57,6 +57,11 @@ def rms_norm(rows: int, dim: int, item: int, *, add: bool = False) -> Cost:
     return Cost(dim * FLOAT32, 0, rows * dim * item * (4 if add else 2), (5 if add else 4) * rows * dim)
 
 
+def rope(tokens: int, heads: int, dim: int, item: int) -> Cost:
+    """One read and one write of a head's row, and a cosine and a sine a pair of a token."""
+    return Cost(tokens * dim * FLOAT32, 0, 2 * tokens * heads * dim * item, 3 * tokens * heads * dim)
+
+
 def loop_step(rows: int, dim: int, rank: int, item: int) -> Cost:
     """Reads h, e, block_out, h_out and writes h, h_out, the next input: h_out is float32, the others have `item`."""
     moved = rows * dim * (5 * item + 2 * FLOAT32)

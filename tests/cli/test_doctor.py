@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,34 @@ def test_wrong_environment_is_told_without_a_traceback(name: str, value: str, to
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert told in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("hip", "arch", "value", "warned"),
+    [
+        pytest.param("7.2", "gfx1151", None, True, id="unset"),
+        pytest.param("7.2", "gfx1151:sramecc-:xnack-", "0", True, id="off"),
+        pytest.param("7.2", "gfx1151", "1", False, id="on"),
+        pytest.param("7.2", "gfx942", None, False, id="another AMD GPU"),
+        pytest.param(None, "gfx1151", None, False, id="CUDA"),
+    ],
+)
+def test_slow_attention_on_gfx1151_is_a_warning(
+    hip: str | None, arch: str, value: str | None, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(gcnArchName=arch))
+    monkeypatch.delenv(doctor.AOTRITON, raising=False)
+    if value is not None:
+        monkeypatch.setenv(doctor.AOTRITON, value)
+    found = doctor._warnings()
+    assert (found != "none") == warned
+    if warned:
+        (sentence,) = found
+        assert sentence.startswith("cuda:0, cuda:1: ")
+        assert f"{doctor.AOTRITON}=1" in sentence
 
 
 def test_documented_variables_are_the_known_ones() -> None:

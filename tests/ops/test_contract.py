@@ -58,12 +58,20 @@ def _in_place(t: object) -> tuple[object, ...]:
     return (*args[:13], torch.zeros(5, 97), *args[13:])
 
 
+def _append(position: torch.Tensor | None) -> tuple[object, ...]:
+    return randn(2, 3, 26), randn(20), randn(9, 3, 2), torch.zeros(2, 9, 26), position, EPS
+
+
 CASES: dict[str, tuple[Callable, Callable]] = {
     "rms_norm": (op.rms_norm.default, lambda: _leaves(_norm())),
     "rms_norm bfloat16": (op.rms_norm.default, lambda: _leaves(_norm(torch.bfloat16))),
     "rms_norm to bfloat16": (op.rms_norm.default, lambda: _leaves([*_norm()[:3], torch.bfloat16])),
     "rms_norm_add": (op.rms_norm_add.default, lambda: _leaves(_norm_add())),
     "rms_norm_backward": (op.rms_norm_backward.default, lambda: (randn(5, 97), *_norm()[:3])),
+    "rope": (op.rope.default, lambda: (randn(2, 3, 5, 8).requires_grad_(), randn(3, 4, 2), False)),
+    "rope inverse": (op.rope.default, lambda: (randn(2, 3, 5, 8, dtype=torch.bfloat16), randn(3, 4, 2), True)),
+    "rope_append_": (op.rope_append_.default, lambda: _append(None)),
+    "rope_append_ at a position": (op.rope_append_.default, lambda: _append(torch.tensor([6, 0]))),
     "moe_route": (op.moe_route.default, lambda: (randn(7, 11).requires_grad_(), randn(11), 3)),
     "moe_route without bias": (op.moe_route.default, lambda: (randn(7, 11, dtype=torch.bfloat16), None, 11)),
     "moe_route_backward": (

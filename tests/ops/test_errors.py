@@ -53,6 +53,18 @@ def step(changes: dict[int, object], in_place: bool = False, **options: object) 
     return call
 
 
+def append(changes: dict[int, torch.Tensor]) -> Callable:
+    """A call of rope_append_ with some of its tensors replaced."""
+
+    def call() -> None:
+        args = [randn(2, 3, 26), randn(20), randn(9, 3, 2), randn(2, 9, 26), torch.tensor([6, 0])]
+        for index, value in changes.items():
+            args[index] = value
+        ops.rope_append_(*args)
+
+    return call
+
+
 LONG = torch.zeros(3, dtype=torch.long)
 CASES: dict[str, tuple[str, Callable]] = {
     "norm width": (r"x \(5, 97\)", lambda: ops.rms_norm(randn(5, 97), randn(96))),
@@ -80,6 +92,14 @@ CASES: dict[str, tuple[str, Callable]] = {
     "seq_lens dtype": ("seq_lens.*float32", attend(seq_lens=torch.ones(2))),
     "block_table": ("block_table", attend(block_table=LONG[None], seq_lens=LONG[:2])),
     "block_table alone": ("seq_lens", attend(block_table=LONG[:2, None])),
+    "append down": ("down", append({0: randn(3, 26)})),
+    "append weight": ("weight", append({1: randn(27)})),
+    "append table": ("cos_sin", append({2: randn(9, 2, 2)})),
+    "append short table": ("cos_sin", append({2: randn(2, 3, 2)})),
+    "append rows": ("rows", append({3: randn(2, 9, 25)})),
+    "append short rows": ("rows", append({3: randn(2, 2, 26)})),
+    "append position": ("position", append({4: LONG})),
+    "append position dtype": ("position.*float32", append({4: torch.zeros(2)})),
     "h": ("h ", step({0: randn(1, 5, 97)})),
     "e": ("e ", step({1: randn(4, 97)})),
     "block_out": ("block_out", step({2: randn(5, 96)})),

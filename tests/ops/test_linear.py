@@ -1,4 +1,4 @@
-"""linear, swiglu and rope: every backend, storage dtype, odd size and stride."""
+"""linear and swiglu: every backend, storage dtype, odd size and stride."""
 
 from __future__ import annotations
 
@@ -79,38 +79,6 @@ def test_swiglu_repeatable(row: Row, dtype: torch.dtype) -> None:
     for n in (1, 63):
         gate, up = randn(301, 131, dtype=dtype), randn(301, 131, dtype=dtype)
         check_repeatable(row, (randn(n, 131, dtype=dtype), gate, up, randn(131, 301, dtype=dtype)))
-
-
-@each_row("rope")
-@each_dtype
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 2), (2, 63, 3, 6), (1, 129, 24, 32), (3, 2, 16, 94), (1, 0, 2, 4)], ids=str
-)
-def test_rope(row: Row, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    _, new, _, d = shape
-    angles = randn(new, d // 2, scale=50)
-    cos_sin = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    check_row(row, reference.rope, (randn(*shape, dtype=dtype), cos_sin), dtype)
-
-
-@each_row("rope")
-@each_dtype
-def test_rope_strided(row: Row, dtype: torch.dtype) -> None:
-    """The rope key is the tail of a projection, the table a slice of a longer one."""
-    whole = randn(2, 7, 26, dtype=dtype)
-    angles = randn(20, 3)
-    table = torch.stack((angles.cos(), angles.sin()), dim=-1)[4:11]
-    check_row(row, reference.rope, (whole[..., None, 20:], table), dtype)
-    check_row(row, reference.rope, (randn(2, 4, 7, 6, dtype=dtype).transpose(1, 2), table), dtype)
-
-
-@each_row("rope")
-def test_rope_keeps_norms_and_undoes_itself(row: Row) -> None:
-    angles = randn(9, 4)
-    forth = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    back = torch.stack((angles.cos(), -angles.sin()), dim=-1)
-    x = randn(2, 9, 3, 8)
-    torch.testing.assert_close(row.call(row.call(x, forth), back), x, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "swiglu"])

@@ -5,27 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmythos import ops, reference
-from openmythos.reference.precision import wide
+from openmythos import ops
 from tests.backends import Row, each_row
 from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
 from tests.ops.test_moe_experts import experts
-
-ROUTED = 5
-
-
-def _shared(args: tuple) -> list[tuple]:
-    flat = args[ROUTED:]
-    return [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)]
-
-
-def _reference(*args: torch.Tensor) -> torch.Tensor:
-    """The routed experts' output plus each shared expert's, summed in float32 or wider."""
-    out = reference.moe_experts(*args[:ROUTED])
-    total = out.to(wide(out.dtype))
-    for expert in _shared(args):
-        total = total + reference.swiglu(args[0], *expert)
-    return total.to(out.dtype)
 
 
 class _Flat:
@@ -35,7 +19,7 @@ class _Flat:
         self.op, self.backend, self.row = row.op, row.backend, row
 
     def call(self, *args: torch.Tensor) -> torch.Tensor:
-        return self.row.call(*args[:ROUTED], _shared(args))
+        return self.row.call(*args[:ROUTED], triples(args))
 
 
 def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -51,14 +35,14 @@ def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype 
 @pytest.mark.parametrize("widths", [(47,), (94, 94), (47, 141, 94)], ids=str)
 @pytest.mark.parametrize("n", [0, 1, 2, 16, 17, 63, 129])
 def test_routed_and_shared(row: Row, dtype: torch.dtype, n: int, widths: tuple[int, ...]) -> None:
-    check_row(_Flat(row), _reference, _inputs(n, 97, 47, widths, dtype), dtype)
+    check_row(_Flat(row), routed_and_shared, _inputs(n, 97, 47, widths, dtype), dtype)
 
 
 @each_row("moe")
 @each_dtype
 def test_strided(row: Row, dtype: torch.dtype) -> None:
     x, ids, weights, *matrices = _inputs(19, 97, 48, (96,), dtype)
-    check_row(_Flat(row), _reference, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
+    check_row(_Flat(row), routed_and_shared, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
 
 
 @each_row("moe")
@@ -71,8 +55,8 @@ def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
 def test_a_width_that_is_no_multiple_is_served_apart() -> None:
     args = _inputs(9, 97, 47, (60,))
     with torch.no_grad():
-        found = ops.moe_experts(*args[:ROUTED], _shared(tuple(args)))
-    torch.testing.assert_close(found, _reference(*args), rtol=1e-5, atol=1e-5)
+        found = ops.moe_experts(*args[:ROUTED], triples(tuple(args)))
+    torch.testing.assert_close(found, routed_and_shared(*args), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_reach_every_matrix() -> None:
@@ -80,7 +64,7 @@ def test_gradients_reach_every_matrix() -> None:
     for part in args:
         part.requires_grad_(part.is_floating_point())
     grads = []
-    for function in (lambda *all_: ops.moe_experts(*all_[:ROUTED], _shared(all_)), _reference):
+    for function in (lambda *all_: ops.moe_experts(*all_[:ROUTED], triples(all_)), routed_and_shared):
         floating = [part for part in args if part.requires_grad]
         grads.append(torch.autograd.grad(function(*args).sin().sum(), floating))
     for mine, theirs in zip(*grads, strict=True):

@@ -24,6 +24,12 @@ def test_swiglu_reads_three_matrices_and_keeps_its_hidden_channels_on_the_chip()
     )
 
 
+def test_rope_reads_and_writes_every_head_and_an_angle_a_pair() -> None:
+    """4 multiplications and 2 additions a pair; a cosine and a sine in float32."""
+    found = cost.rope(10, 16, 32, 2)
+    assert found == cost.Cost(weights=10 * 16 * 2 * 4, activations=2 * 10 * 16 * 32 * 2, flops=15360)
+
+
 def test_loop_step_is_four_reads_and_three_writes() -> None:
     """Five rows at their own dtype, h_out in float32 read and written."""
     assert cost.loop_step(10, 2048, 8, 2).activations == 10 * 2048 * (5 * 2 + 2 * 4)

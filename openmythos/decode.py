@@ -1,0 +1,136 @@
+"""One decode step that a CUDA or HIP graph can hold: nothing moves, nothing is allocated, nothing is read back.
+
+The token, its position, the cache's rows and the logits have addresses of their own; a kernel moves the position on.
+All loops run: a row that has halted goes on with weight zero, which is exact, so that no exit is decided on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from openmythos import dispatch
+from openmythos.cache import KVCache
+from openmythos.nn.pristine import explain_module, hooks_on_all_modules
+
+if TYPE_CHECKING:
+    from openmythos.nn.model import OpenMythos
+
+
+@contextmanager
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; each module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def why_no_step(model: OpenMythos) -> str | None:
+    """The reason why `model` cannot decode by a `DecodeStep`, or None."""
+    if model.cfg.attn_type != "mla":
+        return f"attn_type={model.cfg.attn_type!r}: only latent attention reads the length of its cache on the device"
+    if hooks_on_all_modules():
+        return "a hook on all modules sees every call"
+    with without_dropout(model):
+        changed = explain_module(model)
+    if changed:
+        name, reason = next(iter(changed.items()))
+        return f"{name} {reason}: what a changed module does on the host would happen once, not at every step"
+    if torch.is_autocast_enabled(model.embed.weight.device.type):
+        return "autocast is on: convert the model instead, by model.to(dtype)"
+    return None
+
+
+def why_no_graph(model: OpenMythos) -> str | None:
+    """The reason why decode steps of `model` cannot be captured as a graph, or None."""
+    device = model.embed.weight.device
+    if device.type != "cuda":
+        return f"the model is on {device.type}, and graphs exist on CUDA and ROCm devices"
+    return why_no_step(model) or _waits(model)
+
+
+def _waits(model: OpenMythos) -> str | None:
+    """The reference of the experts asks the device which of them have rows; the one reason of an op of ours."""
+    ffn = model.recurrent.block.ffn
+    if ffn.topk == 0:
+        return None
+    x = ffn.router.weight.new_zeros(1, model.cfg.dim)
+    ids = torch.zeros((1, ffn.topk), dtype=torch.int32, device=x.device)
+    args = (x, ids, ids.float(), ffn.gate_up, ffn.down)
+    shared = [(expert.gate.weight, expert.up.weight, expert.down.weight) for expert in ffn.shared_experts]
+    calls = {"moe": (*args, shared), "moe_experts": args} if shared else {"moe_experts": args}
+    for op, arguments in calls.items():
+        if any(row.chosen and row.backend != "reference" for row in dispatch.explain(op, *arguments)):
+            return None
+    return "the experts are served by the reference, which waits for the device"
+
+
+class DecodeStep:
+    """The step from one token a sequence to the logits of the next: `logits = step(token)`.
+
+    `cache` holds the prompt, at the same length for every sequence, and keeps what the steps append. With `graph` the
+    first call runs as usual, which compiles what has to be compiled; the second captures, and it and all later ones
+    replay. The logits (B, 1, V) are overwritten by the next call. Weights may change in place, but a graph knows the
+    addresses that they had: a model that was moved or cast needs a new step.
+
+    Raises:
+        ValueError: when there can be no step or graph for this model (`why_no_step`, `why_no_graph`), the cache is
+            empty or uneven, or `tokens`, the most that it has to hold, exceeds max_seq_len.
+    """
+
+    def __init__(
+        self, model: OpenMythos, cache: KVCache, n_loops: int | None = None, *, tokens: int, graph: bool = False
+    ) -> None:
+        reason = why_no_graph(model) if graph else why_no_step(model)
+        if reason is not None:
+            raise ValueError(f"graph={graph}: {reason}")
+        self.model, self.cache, self.tokens = model, cache, tokens
+        self.loops = model.recurrent.loops(n_loops)
+        self.rows = cache.fix(model.cache_keys(self.loops), tokens, model.rope)
+        device = model.embed.weight.device
+        self.token = torch.zeros((self.rows.position.shape[0], 1), dtype=torch.int64, device=device)
+        self.logits: torch.Tensor | None = None
+        self._wants_graph, self._graph = graph, None
+
+    @torch.no_grad()
+    def __call__(self, token: torch.Tensor) -> torch.Tensor:
+        """token (B, 1) integers -> logits (B, 1, V).
+
+        Raises:
+            ValueError: when the cache is full, or somebody else changed it.
+        """
+        held = self.cache.length(self.rows.keys[0])
+        if held >= self.tokens:
+            raise ValueError(f"tokens={self.tokens}: the step was made for no more, and the cache holds {held}")
+        if not self.rows.current():
+            raise ValueError("kv_cache: was extended or allocated anew behind this step; make another one")
+        self.token.copy_(token)
+        with without_dropout(self.model):
+            if self._graph is not None:
+                self._graph.replay()
+            elif self._wants_graph and self.logits is not None:
+                self._capture().replay()
+            else:
+                self._run()
+        self.rows.count()
+        return self.logits
+
+    def _run(self) -> None:
+        logits = self.model.decode(self.token, self.rows, self.loops)
+        if self.logits is None:
+            self.logits = torch.empty_like(logits)
+        self.logits.copy_(logits)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._run()
+        return self._graph
