@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from bench.report import load, milliseconds, short
+from bench.quoted import short
+from bench.report import load, milliseconds
 
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLD_PERCENT = 10.0
@@ -52,7 +53,7 @@ def costs(runs: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
     found: dict[str, list[tuple[float, str]]] = {}
     for recorded in runs:
         for entry in recorded["benchmarks"]:
-            found.setdefault(short(entry), []).append(cost(entry["extra_info"]))
+            found.setdefault(short(entry["fullname"]), []).append(cost(entry["extra_info"]))
     return {name: (statistics.median(value for value, _ in pairs), pairs[0][1]) for name, pairs in found.items()}
 
 

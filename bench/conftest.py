@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from bench.quoted import QUOTED, short
 from bench.race import Case, run
 from openmythos.backends.library import cpu_isa
 from openmythos.roofline import device_name, measure
 
 _rows = pytest.StashKey[list[str]]()
 _STATS = ("min", "max", "mean", "stddev", "rounds", "median", "iqr", "q1", "q3", "iterations")
-# pytest-benchmark's own rounds, wall time: enough to see that they agree with ours
-_OWN_ROUNDS = 3
+# pytest-benchmark's own rounds, wall time: enough to see that they agree with ours; one where a call takes long
+_OWN_ROUNDS, _LONG_MS = 3, 1e3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Where the lines of the summary are gathered."""
     config.stash[_rows] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is quoted, so that `-m quoted` runs it alone."""
+    for item in items:
+        if short(item.nodeid) in QUOTED:
+            item.add_marker("quoted")
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
@@ -78,13 +86,14 @@ def race(benchmark: Any, request: pytest.FixtureRequest, smoke: bool) -> Callabl
     """Check and time a case; wall time of ours by pytest-benchmark, all else in its extra_info."""
 
     def go(case: Case) -> None:
-        info, line = run(case, smoke, request.config.getoption("--plant-slowdown"))
+        quoted = request.node.get_closest_marker("quoted") is not None
+        info, line = run(case, smoke, quoted, request.config.getoption("--plant-slowdown"))
         benchmark.extra_info.update(info)
         if smoke:
             benchmark(case.ours, *case.inputs[0])
             return
-        benchmark.pedantic(case.ours, args=case.inputs[0], rounds=_OWN_ROUNDS, iterations=1)
-        name = request.node.nodeid.removeprefix("bench/bench_").replace(".py::bench_", " ")
-        request.config.stash[_rows].append(f"{name}: {line}")
+        rounds = 1 if info["wall_ms"] > _LONG_MS else _OWN_ROUNDS
+        benchmark.pedantic(case.ours, args=case.inputs[0], rounds=rounds, iterations=1)
+        request.config.stash[_rows].append(f"{short(request.node.nodeid)}: {line}")
 
     return go

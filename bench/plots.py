@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench.fit import Line
-from bench.report import short
+from bench.quoted import short
 
 BAR, LINE, POINT, THEIRS = "#3b6ea5", "#b0b0b0", "#3b6ea5", "#c8553d"
 
@@ -21,7 +21,7 @@ def bars(recorded: dict[str, Any], file: Path) -> None:
     """One bar a case: the fraction of its floor that it reaches; peers' as marks."""
     cases = [entry for entry in recorded["benchmarks"] if "fraction_of_floor" in entry["extra_info"]]
     figure, axes = plt.subplots(figsize=(9, 0.24 * len(cases) + 1.2), layout="constrained")
-    names = [short(entry) for entry in cases]
+    names = [short(entry["fullname"]) for entry in cases]
     axes.barh(names, [entry["extra_info"]["fraction_of_floor"] for entry in cases], color=BAR, label="openmythos")
     marks = [
         (entry["extra_info"]["fraction_of_floor"] / peer["ratio"], name)

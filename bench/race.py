@@ -14,7 +14,16 @@ import torch
 from bench.ceilings import Product, Stream
 from bench.memory import peak_memory
 from bench.peers import Function, Peers
-from bench.timing import Contender, Rounds, spread
+from bench.timing import (
+    CASE_SECONDS,
+    MOST_ROUNDS,
+    QUOTED_ROUNDS,
+    QUOTED_SECONDS,
+    SAMPLE_SECONDS,
+    Contender,
+    Rounds,
+    spread,
+)
 from openmythos.roofline import Cost
 
 # relative Frobenius error against the reference on the rounded inputs; a wrong answer is far above it
@@ -41,7 +50,6 @@ class Case:
     products: Sequence[Product] = ()
     tokens: int | None = None
     in_place: bool = False
-    rounds: int = 15
     allowed: dict[torch.dtype, float] = field(default_factory=lambda: ALLOWED)
 
 
@@ -128,16 +136,23 @@ def _ceilings(times: Rounds, case: Case, streams: dict[str, int], products: dict
     return found
 
 
-def run(case: Case, smoke: bool, slowdown: float = 1.0) -> tuple[dict[str, Any], str]:
+def run(case: Case, smoke: bool, quoted: bool = False, slowdown: float = 1.0) -> tuple[dict[str, Any], str]:
     """Check, time and count one case: what goes into the report, and one line for the summary.
 
-    A smoke run checks only. `slowdown` above 1 makes our own calls take that much longer: it plants a regression.
+    A smoke run checks only. A `quoted` case gets the time that makes its ratios repeatable.
+    `slowdown` above 1 makes our own calls take that much longer: it plants a regression.
 
     Raises:
         WrongAnswerError: when our result is not the reference's.
     """
     error, able, said = _check(case)
-    info: dict[str, Any] = {"error": error, "bytes": case.cost.bytes, "flops": case.cost.flops, "peers": said}
+    info: dict[str, Any] = {
+        "quoted": quoted,
+        "error": error,
+        "bytes": case.cost.bytes,
+        "flops": case.cost.flops,
+        "peers": said,
+    }
     if smoke:
         return info, "checked"
     info["peak_bytes"] = peak_memory(lambda: case.ours(*case.inputs[0]))
@@ -145,14 +160,18 @@ def run(case: Case, smoke: bool, slowdown: float = 1.0) -> tuple[dict[str, Any],
     contenders = {"ours": Contender(ours, case.inputs)}
     contenders |= {name: Contender(peer, case.inputs) for name, peer in able.items()}
     streams, products = {}, {}
+    # a ceiling that is sampled for a moment beside a long call would catch one mood of the machine
+    least = max(SAMPLE_SECONDS, contenders["ours"].sample_seconds / 10)
     if case.stream is not None:
         turns = [case.stream] if isinstance(case.stream, Stream) else [case.stream(i) for i in range(len(case.inputs))]
-        contenders["stream"] = Contender(lambda stream: stream.call(), [(stream,) for stream in turns])
+        contenders["stream"] = Contender(lambda stream: stream.call(), [(stream,) for stream in turns], least)
         streams["stream"] = turns[0].nbytes
     for index, product in enumerate(case.products):
-        contenders[f"product {index}"] = Contender(product.call, [()])
+        contenders[f"product {index}"] = Contender(product.call, [()], least)
         products[f"product {index}"] = product.flops
-    times = Rounds(contenders, case.rounds)
+    effort = (QUOTED_ROUNDS, QUOTED_SECONDS) if quoted else (MOST_ROUNDS, CASE_SECONDS)
+    times = Rounds(contenders, *effort)
+    info["rounds"] = len(times.best_times("ours"))
     info["timed_by"] = contenders["ours"].how
     info |= _rates(times, "ours", case.cost)
     own = spread(times.best_times("ours"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.quoted import short
 from bench.roofline import markdown as roofline
 from openmythos.roofline import Machine
 from openmythos.roofline.fractions import FILE, PHASES
@@ -30,12 +31,6 @@ def load(file: Path) -> dict[str, Any]:
     return recorded
 
 
-def short(entry: dict[str, Any]) -> str:
-    """ "moe decode[1b-bfloat16]" of "bench/bench_moe.py::bench_decode[1b-bfloat16]"."""
-    file, case = entry["fullname"].split("bench_", 1)[1].split(".py::bench_")
-    return f"{file} {case}".replace(f"{file} {file}[", f"{file} [").replace(f"{file} {file}_", f"{file} ")
-
-
 def milliseconds(info: dict[str, Any]) -> float:
     """Device time where there is one, else wall time."""
     return info.get("device_ms", info["wall_ms"])
@@ -45,7 +40,7 @@ def groups(entries: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
     """Entries by bench file."""
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        found.setdefault(short(entry).split(" ")[0], []).append(entry)
+        found.setdefault(short(entry["fullname"]).split(" ")[0], []).append(entry)
     return found
 
 
@@ -56,7 +51,7 @@ def _cell(info: dict[str, Any], name: str, scale: float = 1, form: str = "{:.3g}
 def _case_row(entry: dict[str, Any]) -> str:
     info = entry["extra_info"]
     cells = [
-        short(entry).split(" ", 1)[1],
+        short(entry["fullname"]).split(" ", 1)[1],
         f"{milliseconds(info):.3g}",
         _cell(info, "spread", form="{:.1%}"),
         _cell(info, "gb_per_s"),
@@ -77,9 +72,9 @@ def _peer_rows(entries: list[dict[str, Any]]) -> list[str]:
             if "ratio" in peer:
                 quartiles = f" ({peer['low']:.2f} to {peer['high']:.2f})" if "low" in peer else ""
                 ratio = f"{peer['ratio']:.2f}x{quartiles}"
-                rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | {ratio} | |")
+                rows.append(f"| {short(entry['fullname']).split(' ', 1)[1]} | {name} | {ratio} | |")
             else:
-                rows.append(f"| {short(entry).split(' ', 1)[1]} | {name} | | {peer['unavailable']} |")
+                rows.append(f"| {short(entry['fullname']).split(' ', 1)[1]} | {name} | | {peer['unavailable']} |")
     return rows
 
 
@@ -124,7 +119,7 @@ def fractions(recorded: dict[str, Any]) -> dict[str, dict[str, float]]:
     """{phase: {dtype: fraction of the floor}} of the whole model."""
     found: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
     for entry in recorded["benchmarks"]:
-        name, info = short(entry), entry["extra_info"]
+        name, info = short(entry["fullname"]), entry["extra_info"]
         for phase in PHASES:
             for dtype in ("float32", "bfloat16"):
                 if name == f"model {phase}[{dtype}]" and "fraction_of_floor" in info:

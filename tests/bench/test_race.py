@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def case(**changes: object) -> Case:
-    return Case(**{"ours": lambda x: x, "inputs": [(X,)], "expected": X, "cost": COUNTED, "rounds": 5} | changes)
+    return Case(**{"ours": lambda x: x, "inputs": [(X,)], "expected": X, "cost": COUNTED} | changes)
 
 
 def test_a_wrong_answer_is_never_timed() -> None:
@@ -129,14 +129,14 @@ def test_in_place_contenders_are_checked_on_copies() -> None:
 def test_short_calls_are_repeated_and_inputs_rotate(clock: Clock) -> None:
     seen, take = [], clock.taking(0.1)
     contender = Contender(lambda x: (seen.append(x), take()), [(0,), (1,), (2,)])
-    assert contender.repeats == 20
+    assert contender.repeats == 30
     seen.clear()
     assert contender.wall() == pytest.approx(1e-4, rel=0.01)
-    assert seen == [2, 0, 1] * 6 + [2, 0]
+    assert seen == [2, 0, 1] * 10
 
 
 def test_rounds_rotate_their_order(clock: Clock) -> None:
-    order, take = [], clock.taking(3)
+    order, take = [], clock.taking(5)
     contenders = {name: Contender(lambda name=name: (order.append(name), take()), [()]) for name in "abc"}
     order.clear()
     Rounds(contenders, 3)
@@ -166,3 +166,26 @@ def test_rotating_inputs_are_twice_the_last_cache() -> None:
     size = last_cache_bytes() // 5
     assert 2 * last_cache_bytes() <= sets_beyond_cache(size) * size
     assert sets_beyond_cache(10 * last_cache_bytes()) == 2
+
+
+def test_disturbed_rounds_are_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host takes half a second away in the second of five rounds, which takes ten times as long."""
+    stolen, turn = [0.0], [0]
+
+    def take() -> None:
+        clock.now += 0.1 if turn[0] == 2 else 0.01
+        stolen[0] += 0.5 if turn[0] == 2 else 0
+        turn[0] += 1
+
+    monkeypatch.setattr(timing, "stolen_seconds", lambda: stolen[0])
+    contender = Contender(take, [()])
+    turn[0] = 1
+    times = Rounds({"ours": contender}, 5).times["ours"]
+    assert times == pytest.approx([0.01] * 4, rel=1e-4)
+
+
+def test_a_machine_that_is_always_disturbed_is_timed_all_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "stolen_seconds", lambda: clock.now)
+    assert len(Rounds({"ours": Contender(clock.taking(10), [()])}, 5).times["ours"]) == 5

@@ -9,6 +9,7 @@ import pytest
 
 from bench import report
 from bench.plots import bars
+from bench.quoted import short
 
 INFO = {
     "error": 1e-3,
@@ -41,7 +42,7 @@ def recorded(**changes: object) -> dict:
 
 
 def test_names_are_short() -> None:
-    assert [report.short(entry) for entry in recorded()["benchmarks"]] == [
+    assert [short(entry["fullname"]) for entry in recorded()["benchmarks"]] == [
         "model decode[bfloat16]",
         "moe decode[1b-bfloat16]",
     ]
