@@ -23,7 +23,7 @@ native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo doctor test test-full bench bench-growth bench-compare wheel-cpu wheel-cuda wheel-rocm lint clean
+.PHONY: help demo doctor test test-full bench bench-growth bench-repeat bench-compare wheel-cpu wheel-cuda wheel-rocm lint clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test-full   all tests'
 	@echo 'make bench       the benchmarks, with a report under bench/results'
 	@echo 'make bench-growth   cost over loops, cache, batch and experts'
+	@echo 'make bench-repeat   the quoted ratios twice, and how far they move'
 	@echo 'make bench-compare BASE=<revision>   this tree against another one'
 	@echo 'make wheel-cpu   a wheel in dist/ without GPU code; wheel-cuda needs nvcc, wheel-rocm clang 18 or newer and lld'
 	@echo 'make lint        ruff and clang-format'
@@ -68,9 +69,10 @@ test: $(VENV)/.installed $(VENV)/.upstream
 	TRITON_INTERPRET=1 $(pytest) -n 2 tests/ops/test_rms_norm.py -k triton
 	$(python) -m pytest bench --benchmark-disable
 
-# The slow tests measure memory or hold big models: one at a time.
+# Slow tests that measure memory or hold big models run one at a time; compiling and interpreting do neither.
 test-full: test
-	$(pytest) -m slow
+	$(pytest) -m slow --ignore tests/aot
+	$(pytest) -n 2 -m slow tests/aot
 	TRITON_INTERPRET=1 $(pytest) -n 2 -m 'slow or not slow' tests/ops -k triton
 
 bench: $(VENV)/.installed $(VENV)/.upstream
@@ -78,6 +80,9 @@ bench: $(VENV)/.installed $(VENV)/.upstream
 
 bench-growth: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench.growth
+
+bench-repeat: $(VENV)/.installed $(VENV)/.upstream
+	$(python) -m bench.repeat
 
 bench-compare: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench.compare --base $(BASE) --threshold $(THRESHOLD) --only '$(ONLY)' --plant-slowdown $(PLANT)
