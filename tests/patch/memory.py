@@ -1,4 +1,6 @@
-"""Resident memory of this process around one step on an upstream model, as JSON; run as a module in a fresh process.
+"""Memory of this process around one step on an upstream model, as JSON; run as a module in a fresh process.
+
+The pages of libraries come and go as the kernel likes, and do not count.
 
 python -m tests.patch.memory [accelerate|copy|save|load] [float32|bfloat16] [small|mythos_1b]
 """
@@ -42,17 +44,17 @@ def _reset_peak() -> None:
 
 
 def main(step: str, dtype_name: str, size: str) -> dict[str, float | str]:
-    """{before, peak, after} in MB of resident memory, and seconds."""
+    """{empty, before, peak, after} in MB of resident memory without what is mapped from files, and seconds."""
     torch.set_num_threads(1)
     dtype = getattr(torch, dtype_name)
     config = openmythos.MythosConfig(**SMALL) if size == "small" else getattr(openmythos, size)()
-    empty = _status("VmRSS")
+    empty = _status("RssAnon")
     if step in ("accelerate", "copy"):
         import open_mythos
 
         model = open_mythos.OpenMythos(open_mythos.MythosConfig(**config.to_dict()))
         gc.collect()
-        before = _status("VmRSS")
+        before = _status("RssAnon")
         _reset_peak()
         start = time.perf_counter()
         result = openmythos.accelerate(model, dtype=dtype, copy=step == "copy")
@@ -60,7 +62,7 @@ def main(step: str, dtype_name: str, size: str) -> dict[str, float | str]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             model = openmythos.OpenMythos(config)
-            before = _status("VmRSS")
+            before = _status("RssAnon")
             _reset_peak()
             start = time.perf_counter()
             openmythos.save(model, folder, max_shard_bytes=2**30)
@@ -69,12 +71,13 @@ def main(step: str, dtype_name: str, size: str) -> dict[str, float | str]:
             if step == "load":
                 del model, result
                 gc.collect()
-                before = _status("VmRSS")
+                before = _status("RssAnon")
                 _reset_peak()
                 start = time.perf_counter()
                 result = openmythos.load(folder, dtype=dtype)
                 seconds = time.perf_counter() - start
-    peak, after = _status("VmHWM"), _status("VmRSS")
+    # Files that are mapped only during the step, as weights may be, do count.
+    peak, after = _status("VmHWM") - _status("RssFile"), _status("RssAnon")
     weights = sum(parameter.nbytes for parameter in result.parameters()) / 2**20
     return {
         "step": step,
