@@ -1,7 +1,6 @@
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -9,13 +8,11 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "tensor.h"
 
 // Argument checks whose message is one sentence: the op, the argument, its value and what is allowed.
 
 namespace openmythos {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -44,7 +41,8 @@ public:
             ok = size < 0 || x.size(axis) == size;
             axis++;
         }
-        require(ok, name, " has shape ", text(x), ", expected ", text(sizes));
+        // The texts are made for a message only: they cost more than everything else that a call does here.
+        if (!ok) require(false, name, " has shape ", text(x), ", expected ", text(sizes));
         same_device(x, name);
         require(x.dim() == 0 || x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) <= 1, name, " has innermost stride ",
                 x.dim() ? x.stride(x.dim() - 1) : 1, ", expected 1");
@@ -69,12 +67,11 @@ public:
     }
 
     void dtype(const Tensor& x, const char* name, std::initializer_list<ScalarType> allowed) const {
+        const ScalarType found = x.scalar_type();
+        if (std::find(allowed.begin(), allowed.end(), found) != allowed.end()) return;
         std::string names;
-        for (ScalarType type : allowed) {
-            if (x.scalar_type() == type) return;
-            names += (names.empty() ? "" : " or ") + std::string(type_name(type));
-        }
-        require(false, name, " has dtype ", type_name(x.scalar_type()), ", expected ", names);
+        for (ScalarType type : allowed) names += (names.empty() ? "" : " or ") + std::string(type_name(type));
+        require(false, name, " has dtype ", type_name(found), ", expected ", names);
     }
 
     cpu::Type kernel_type(const Tensor& x, const char* name) const {

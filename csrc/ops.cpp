@@ -1,5 +1,3 @@
-#include <torch/csrc/stable/library.h>
-
 #include <vector>
 
 #include "checks.h"
@@ -291,20 +289,20 @@ STABLE_TORCH_LIBRARY(openmythos_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openmythos_native, CPU, m) {
-    m.impl("linear", TORCH_BOX(&linear));
-    m.impl("swiglu", TORCH_BOX(&swiglu));
-    m.impl("rms_norm", TORCH_BOX(&rms_norm));
-    m.impl("moe_route", TORCH_BOX(&moe_route));
-    m.impl("moe_experts", TORCH_BOX(&moe_experts));
-    m.impl("moe", TORCH_BOX(&moe));
-    m.impl("mla_attention", TORCH_BOX(&mla_attention));
-    m.impl("loop_step", TORCH_BOX(&loop_step));
-    m.impl("rope", TORCH_BOX(&rope));
+    m.impl("linear", boxed<linear>);
+    m.impl("swiglu", boxed<swiglu>);
+    m.impl("rms_norm", boxed<rms_norm>);
+    m.impl("moe_route", boxed<moe_route>);
+    m.impl("moe_experts", boxed<moe_experts>);
+    m.impl("moe", boxed<moe>);
+    m.impl("mla_attention", boxed<mla_attention>);
+    m.impl("loop_step", boxed<loop_step>);
+    m.impl("rope", boxed<rope>);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openmythos_native, CompositeExplicitAutograd, m) {
-    m.impl("set_isa", TORCH_BOX(&set_isa));
-    m.impl("isa", TORCH_BOX(&isa));
+    m.impl("set_isa", boxed<set_isa>);
+    m.impl("isa", boxed<isa>);
 }
 
 }  // namespace openmythos

@@ -1,5 +1,4 @@
 #include <dlfcn.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
@@ -230,7 +229,7 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = down.stride(axis);
     if (n == 0) return;
     // Freed when this returns: torch hands the memory out again to work on the same stream only.
-    const Tensor act = torch::stable::new_empty(x, {args.slots * width + n * args.shared_width});
+    const auto act = torch::stable::new_empty(x.stable(), {args.slots * width + n * args.shared_width});
     args.act = act.data_ptr();
     const runtime::MoePlan plan = runtime::plan(args);
     if (plan.up.grid.x) launch(check, plan.up);
@@ -325,7 +324,7 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     args.scale = float(scale * 1.4426950408889634);
     if (b * t * h == 0) return;
     const int64_t bytes = runtime::scratch_bytes(args, type, gpu_runtime().multiprocessors(check.device()));
-    const Tensor scratch = torch::stable::new_empty(q_nope, {bytes}, ScalarType::Byte);
+    const auto scratch = torch::stable::new_empty(q_nope.stable(), {bytes}, ScalarType::Byte);
     const runtime::MlaPlan plan = runtime::plan(args, type, scratch.data_ptr());
     for (const runtime::Launch* each : {&plan.fold, &plan.shares, &plan.combine}) launch(check, *each);
 }
@@ -341,17 +340,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(OPENMYTHOS_GPU_LIBRARY, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(OPENMYTHOS_GPU_LIBRARY, OPENMYTHOS_GPU_KEY, m) {
-    m.impl("rms_norm", TORCH_BOX(&rms_norm));
-    m.impl("moe_route", TORCH_BOX(&moe_route));
-    m.impl("moe_experts", TORCH_BOX(&moe_experts));
-    m.impl("moe", TORCH_BOX(&moe));
-    m.impl("loop_step", TORCH_BOX(&loop_step));
-    m.impl("mla_attention", TORCH_BOX(&mla_attention));
+    m.impl("rms_norm", boxed<rms_norm>);
+    m.impl("moe_route", boxed<moe_route>);
+    m.impl("moe_experts", boxed<moe_experts>);
+    m.impl("moe", boxed<moe>);
+    m.impl("loop_step", boxed<loop_step>);
+    m.impl("mla_attention", boxed<mla_attention>);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(OPENMYTHOS_GPU_LIBRARY, CompositeExplicitAutograd, m) {
-    m.impl("gpu_reason", TORCH_BOX(&gpu_reason));
-    m.impl("gpu_code", TORCH_BOX(&gpu_code));
+    m.impl("gpu_reason", boxed<gpu_reason>);
+    m.impl("gpu_code", boxed<gpu_code>);
 }
 
 }  // namespace openmythos

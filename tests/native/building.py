@@ -117,7 +117,7 @@ def fake_ops() -> Path:
     """The GPU ops as `openmythos_fake` on CPU tensors."""
     folder = Path(torch.__file__).parent
     flags = (
-        *("-std=c++20", "-shared", "-fPIC", "-O1", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        *("-std=c++20", "-shared", "-fPIC", "-O2", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
         *("-DOPENMYTHOS_GPU_LIBRARY=openmythos_fake", "-DOPENMYTHOS_GPU_KEY=CPU", "-DOPENMYTHOS_GPU_WHERE=Where::cpu"),
         *("-isystem", str(folder / "include"), f"-L{folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"),
     )

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from openmythos.backends import calls, library
-from tests.native import building
+from tests.native import building, fake
 from tests.native.emulated import Emulated
-from tests.native.fake import Driver, FakeOps
-from tools import code_objects, device_code
+from tests.native.fake import FakeOps
 
 ARCH = "gfx1151"
-OPS = ("loop_step", "mla_attention", "moe", "moe_experts", "moe_route", "rms_norm")
 
 
 def missing() -> str | None:
@@ -28,21 +24,7 @@ def fake_session(tmp_path_factory: pytest.TempPathFactory) -> FakeOps:
     """Loaded once a process: an op library cannot be unloaded."""
     if missing() is not None:
         pytest.skip(missing())
-    folder = tmp_path_factory.mktemp("fake_ops")
-    (folder / "gpu").mkdir()
-    for op in device_code.ops():
-        shutil.copy(building.device_object(op, ARCH)[0], folder / "gpu")
-    code_objects.write_manifest(folder / "gpu", "rocm", "0.0")
-    driver = Driver("rocm")
-    driver.reset(devices=1)
-    torch.ops.load_library(shutil.copy(building.fake_ops(), folder))
-    fragment = torch.library.Library("openmythos_fake", "FRAGMENT")
-    for op in OPS:
-        schema = getattr(torch.ops.openmythos_native, op).default._schema
-        fragment.define(str(schema).removeprefix("openmythos_native::"))
-    # kept for as long as the process lives
-    torch.ops.openmythos_fake._fragment = fragment
-    return FakeOps(torch.ops.openmythos_fake, driver, folder / "gpu")
+    return fake.load_ops(tmp_path_factory.mktemp("fake_ops"), ARCH)
 
 
 @pytest.fixture

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from tests.native import building
-from tools import code_objects
+from tools import code_objects, device_code
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_uint] * 5, ctypes.c_void_p, ctypes.c_void_p)
 LAUNCH = {"cuda": "cuLaunchKernel", "rocm": "hipModuleLaunchKernel"}
@@ -26,6 +30,7 @@ FIRST_LAUNCH = {
     ),
 }
 ARCH = {"cuda": "sm_90", "rocm": "gfx1151"}
+OPS = ("loop_step", "mla_attention", "moe", "moe_experts", "moe_route", "rms_norm")
 
 
 class Driver:
@@ -78,6 +83,24 @@ class FakeOps(NamedTuple):
     ops: Any
     driver: Driver
     folder: Path
+
+
+def load_ops(folder: Path, arch: str, *definitions: str) -> FakeOps:
+    """The GPU ops as `torch.ops.openmythos_fake` on CPU tensors, before a fake driver of ROCm; once a process."""
+    (folder / "gpu").mkdir()
+    for op in device_code.ops():
+        shutil.copy(building.device_object(op, arch)[0], folder / "gpu")
+    code_objects.write_manifest(folder / "gpu", "rocm", "0.0")
+    driver = Driver("rocm", *definitions)
+    driver.reset(devices=1)
+    torch.ops.load_library(shutil.copy(building.fake_ops(), folder))
+    fragment = torch.library.Library("openmythos_fake", "FRAGMENT")
+    for op in OPS:
+        schema = getattr(torch.ops.openmythos_native, op).default._schema
+        fragment.define(str(schema).removeprefix("openmythos_native::"))
+    # kept for as long as the process lives
+    torch.ops.openmythos_fake._fragment = fragment
+    return FakeOps(torch.ops.openmythos_fake, driver, folder / "gpu")
 
 
 class Runtime:
@@ -143,8 +166,6 @@ class Runtime:
 
 def invented_objects(folder: Path, vendor: str, archs: tuple[str, ...] | None = None) -> Path:
     """Files that nobody but the fake driver would load, with a true manifest."""
-    import hashlib
-
     folder.mkdir(parents=True, exist_ok=True)
     lines = [code_objects.FORMAT, f"vendor {vendor}", "toolkit 13.0"]
     for arch in archs or (("sm_80", "sm_90a") if vendor == "cuda" else ("gfx1100", "gfx1151")):

@@ -1,0 +1,134 @@
+"""What a GPU op costs on the host: python -m tests.native.host_cost.
+
+The checks, plan and launch of `csrc/ops_gpu.cpp` on CPU tensors, before a driver that does nothing; the driver's own
+time, torch's look-up of the stream and a few checks of the device come on top. Times are this thread's CPU time, so
+that other programs disturb them little, and medians over rounds in which the calls take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from openmythos import dispatch, ops
+from openmythos.backends import calls, library, native
+from openmythos.ops.loop_step import LoopParams
+from tests.native.fake import FakeOps, load_ops
+
+ARCH = "gfx1151"
+# mythos_1b, one token at 16 loops
+WIDTH, RANK, LOOPS, HEADS, LATENT, ROPE, KEYS, EXPERTS, INNER, TOP_K = 2048, 8, 16, 16, 256, 32, 64, 64, 8, 4
+CALLS = 200
+# The seconds of CPU time from one statement to the next in a process of its own.
+FIRST = """
+import time
+import torch
+marks = [time.process_time()]
+import openmythos
+marks.append(time.process_time())
+from openmythos import ops
+x, weight = torch.ones(1, 2048), torch.ones(2048)
+with torch.no_grad():
+    marks.append(time.process_time())
+    ops.rms_norm(x, weight)
+    marks.append(time.process_time())
+    ops.rms_norm(x, weight)
+    marks.append(time.process_time())
+print(marks[1] - marks[0], marks[3] - marks[2], marks[4] - marks[3])
+"""
+
+
+def serve_cpu_tensors(fake: FakeOps) -> None:
+    """Let the dispatch table send CPU tensors to the fake driver, by the rows that "cuda" has."""
+    calls.native = fake.ops
+    native.gpu_missing = functools.cache(lambda device=0: fake.ops.gpu_reason(device) or None)
+    for op, device in list(dispatch._table):
+        if device == "cuda":
+            dispatch._table[op, "cpu"] = dispatch._table[op, "cuda"]
+
+
+def cases(fake: FakeOps) -> dict[str, tuple[Callable, Callable]]:
+    """The op itself, which takes its outputs, and the public function of the same work."""
+    half, x = {"dtype": torch.bfloat16}, torch.ones(1, WIDTH, dtype=torch.bfloat16)
+    wide, out, state, cum_p = torch.ones(WIDTH), x.clone(), torch.ones(1, WIDTH), torch.zeros(1)
+    low, scale, bias = torch.ones(RANK, WIDTH), torch.ones(LOOPS, RANK), torch.zeros(1)
+    params = LoopParams(wide, wide, low, scale, low, wide, bias, wide)
+    step = {"threshold": 0.99, "eps": 1e-6, "loop_dim": WIDTH // 8}
+    step_args = (state, x, x, state, cum_p, *params, None, 3, *step.values(), state, state, cum_p, out)
+    queries = torch.ones(1, 1, HEADS, 64, **half), torch.ones(1, 1, HEADS, ROPE, **half)
+    keys = torch.ones(1, KEYS, LATENT, **half), torch.ones(1, KEYS, ROPE, **half)
+    heads = torch.ones(HEADS, 64, LATENT, **half), torch.ones(HEADS, 64, LATENT, **half)
+    attended = torch.ones(1, 1, HEADS, 64, **half), torch.ones(1, HEADS, 1)
+    ids, weights = torch.zeros(1, TOP_K, dtype=torch.int32), torch.ones(1, TOP_K)
+    experts = torch.ones(EXPERTS, 2, INNER, WIDTH, **half), torch.ones(EXPERTS, WIDTH, INNER, **half)
+    o = fake.ops
+    return {
+        "loop_step_": (
+            lambda: o.loop_step(*step_args),
+            lambda: ops.loop_step_(state, x, x, state, cum_p, params, 3, x_next=out, **step),
+        ),
+        "rms_norm": (lambda: o.rms_norm(x, None, wide, 1e-6, out, None), lambda: ops.rms_norm(x, wide)),
+        "mla_attention": (
+            lambda: o.mla_attention(*queries, *keys, *heads, 0.1, True, None, None, True, *attended),
+            lambda: ops.mla_attention(*queries, *keys, *heads, scale=0.1, causal=True, form="absorbed"),
+        ),
+        "moe_experts": (
+            lambda: o.moe_experts(x, ids, weights, *experts, out),
+            lambda: ops.moe_experts(x, ids, weights, *experts),
+        ),
+    }
+
+
+def race(functions: list[Callable], rounds: int) -> list[float]:
+    """Median CPU time of one call of each, in microseconds."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, found in zip(functions, times, strict=True):
+            begin = time.thread_time_ns()
+            for _ in range(CALLS):
+                function()
+            found.append((time.thread_time_ns() - begin) / CALLS / 1e3)
+    return [statistics.median(found) for found in times]
+
+
+def first_calls(processes: int) -> tuple[float, ...]:
+    """Medians in milliseconds: `import openmythos` after torch, the first op on the CPU, the second one."""
+    command = [sys.executable, "-c", FIRST]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(processes)]
+    return tuple(1e3 * statistics.median(column) for column in zip(*(map(float, x.split()) for x in said), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=101)
+    parser.add_argument("--processes", type=int, default=9)
+    options = parser.parse_args()
+    if library.not_loaded() is not None:
+        sys.exit(library.not_loaded())
+    torch.set_num_threads(1)
+    imported, first, second = first_calls(options.processes)
+    print(f"import openmythos {imported:.0f} ms, first op on the CPU {first:.1f} ms, second {second:.3f} ms")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        fake = load_ops(Path(folder), ARCH, "FAKE_SILENT")
+        serve_cpu_tensors(fake)
+        timed = cases(fake)
+        for name, (direct, _) in timed.items():
+            begin = time.thread_time()
+            direct()
+            print(f"{name:14} first launch {1e3 * (time.thread_time() - begin):6.2f} ms")
+        found = iter(race([function for pair in timed.values() for function in pair], options.rounds))
+        for name, direct, public in zip(timed, found, found, strict=False):
+            print(f"{name:14} op {direct:6.2f} us   public {public:6.2f} us")
+
+
+if __name__ == "__main__":
+    main()
