@@ -44,8 +44,9 @@ public:
         // The texts are made for a message only: they cost more than everything else that a call does here.
         if (!ok) require(false, name, " has shape ", text(x), ", expected ", text(sizes));
         same_device(x, name);
-        require(x.dim() == 0 || x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) <= 1, name, " has innermost stride ",
-                x.dim() ? x.stride(x.dim() - 1) : 1, ", expected 1");
+        const int64_t last = x.dim() - 1;
+        require(last < 0 || x.stride(last) == 1 || x.size(last) <= 1 || x.numel() == 0, name, " has innermost stride ",
+                last < 0 ? 1 : x.stride(last), ", expected 1");
     }
 
     // On the op's kind of device, and where that of the first tensor was: there may be several GPUs.

@@ -10,7 +10,7 @@
 #include <vector>
 
 // Arguments of an op as its function takes them. torch::stable::Tensor asks torch anew for each size and stride, finds
-// a dtype by calling a function for every one that there is, and counts references: half of what a launch costs.
+// a dtype by calling a function for every one that there is, and counts references: a quarter of what a call costs.
 
 namespace openmythos {
 
@@ -129,7 +129,7 @@ template <class Result, class... Arguments, Result (*function)(Arguments...)>
 struct Boxed<function> {
     static void call(StableIValue* stack, uint64_t arguments, uint64_t results) {
         STD_TORCH_CHECK(arguments == sizeof...(Arguments) && results == (std::is_void_v<Result> ? 0 : 1),
-                        "the schema has ", arguments, " arguments and ", results, " results, and the kernel has others");
+                        "the schema has ", arguments, " arguments and ", results, " results, the kernel others");
         unpack(stack, std::index_sequence_for<Arguments...>());
     }
 

@@ -57,10 +57,13 @@ def mla_attention(
 
 
 def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, outputs) -> None:
-    rows = t.to(torch.int32).contiguous() if isinstance(t, torch.Tensor) else None
-    scalar = 0 if rows is not None else t
-    params = [None if tensor is None else tensor.contiguous() for tensor in params]
-    native.loop_step(h, e, block_out, h_out, cum_p, *params, rows, scalar, threshold, eps, loop_dim, *outputs)
+    # isinstance(t, torch.Tensor) is slow where the answer is no
+    own_depths = not isinstance(t, int) and isinstance(t, torch.Tensor)
+    rows, scalar = (t.to(torch.int32).contiguous(), 0) if own_depths else (None, t)
+    *params, norm_w = params
+    params = map(torch.Tensor.contiguous, params)
+    norm_w = None if norm_w is None else norm_w.contiguous()
+    native.loop_step(h, e, block_out, h_out, cum_p, *params, norm_w, rows, scalar, threshold, eps, loop_dim, *outputs)
 
 
 def loop_step(h, e, block_out, h_out, cum_p, *rest):

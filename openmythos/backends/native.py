@@ -32,9 +32,12 @@ MAX_HEAD, MAX_NEW, MAX_HEADS = 256, 16, 65535
 
 
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
-    """The reason that holds for every op: no code for the device, a dtype without a kernel, strided columns."""
-    first = next(tensor for tensor in tensors if tensor is not None)
-    reason = gpu_missing(first.device.index or 0)
+    """The reason that holds for every op: no code for the device, a dtype without a kernel, strided columns.
+
+    The first tensor is there. Asking for contiguity first costs half of what asking for a stride does.
+    """
+    device = tensors[0].device
+    reason = gpu_missing(device.index or 0)
     if reason is not None:
         return reason
     for tensor in tensors:
@@ -42,9 +45,9 @@ def _why_not(*tensors: torch.Tensor | None) -> str | None:
             continue
         if tensor.dtype not in DTYPES:
             return f"dtype {tensor.dtype}: the kernels are float32, bfloat16 and float16"
-        if tensor.device != first.device:
-            return f"tensors on {first.device} and {tensor.device}"
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        if tensor.device != device:
+            return f"tensors on {device} and {tensor.device}"
+        if not tensor.is_contiguous() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             return "a tensor's last dimension is not contiguous"
     return None
 
@@ -70,12 +73,13 @@ def _norm_add_supports(
 
 
 def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
-    params, loop_dim = rest[:8], rest[-1]
+    params, loop_dim, float32 = rest[:8], rest[-1], torch.float32
     reason = _why_not(h, e, block_out, h_out) or _size_reason(h)
     if reason is not None:
         return reason
-    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in (h_out, cum_p, *params)):
-        return "the state and the parameters have to be float32"
+    for tensor in (h_out, cum_p, *params):
+        if tensor is not None and tensor.dtype is not float32:
+            return "the state and the parameters have to be float32"
     rank, scales = params[2].shape[0], params[3].shape[0]
     if rank > MAX_RANK:
         return f"rank {rank}: the kernel takes up to {MAX_RANK}"
@@ -127,8 +131,10 @@ def _experts_supports(
 
 def _alignment_reason(**tensors: torch.Tensor) -> str | None:
     for name, tensor in tensors.items():
-        strides = [step for step, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
-        if tensor.data_ptr() % 16 or any(step * tensor.element_size() % 16 for step in strides):
+        aligned, element = tensor.data_ptr() % 16 == 0, tensor.element_size()
+        for step, size in zip(tensor.stride()[:-1], tensor.shape, strict=False):
+            aligned = aligned and (size <= 1 or step * element % 16 == 0)
+        if not aligned:
             return f"rows of {name} do not all begin at 16 bytes"
     return None
 
@@ -162,9 +168,10 @@ def _mla_supports(
         return f"{new} new tokens: the kernels are for up to {MAX_NEW}"
     if heads > MAX_HEADS or batch * new * heads >= MAX_ROWS or total >= MAX_ROWS - 1024:
         return f"{batch} sequences of {new} tokens, {heads} heads and {total} keys: more than one launch takes"
-    tensors = (q_nope, q_rope, latent, k_rope, w_uk, w_uv)
-    if any(tensor.dtype != q_nope.dtype for tensor in tensors):
-        return "the tensors have different dtypes"
+    tensors, dtype = (q_nope, q_rope, latent, k_rope, w_uk, w_uv), q_nope.dtype
+    for tensor in tensors:
+        if tensor.dtype != dtype:
+            return "the tensors have different dtypes"
     return (
         _why_not(*tensors)
         or _index_reason(latent.device, seq_lens=seq_lens, block_table=block_table)

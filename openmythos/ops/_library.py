@@ -13,6 +13,7 @@ from openmythos import dispatch
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _library = torch.library.Library("openmythos", "DEF")
 
 
@@ -51,14 +52,15 @@ def accepts_backend(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def direct(x: torch.Tensor) -> bool:
-    """Whether the chosen backend may be called without going through the op: nothing records or rewrites the call."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and type(x) in (torch.Tensor, torch.nn.Parameter)
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+def direct(x: torch.Tensor) -> str | None:
+    """The device type of x if its chosen backend may be called without going through the op, else None.
+
+    It may where nothing records or rewrites the call: outside of autograd, compilers, autocast and subclasses.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) not in _PLAIN:
+        return None
+    kind = x.device.type
+    return None if torch.is_autocast_enabled(kind) else kind
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

@@ -21,8 +21,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     x (..., K), weight (O, K) in one dtype -> (..., O) in that dtype.
     """
-    if direct(x):
-        return dispatch.select("linear", x.device.type, x, weight)(x, weight)
+    if device := direct(x):
+        return dispatch.select("linear", device, x, weight)(x, weight)
     return reference.linear(x, weight)
 
 
@@ -32,6 +32,6 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 
     x (..., D), gate and up (I, D), down (O, I) in one dtype -> (..., O) in that dtype.
     """
-    if direct(x):
-        return dispatch.select("swiglu", x.device.type, x, gate, up, down)(x, gate, up, down)
+    if device := direct(x):
+        return dispatch.select("swiglu", device, x, gate, up, down)(x, gate, up, down)
     return reference.swiglu(x, gate, up, down)

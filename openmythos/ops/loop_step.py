@@ -17,6 +17,7 @@ _PARAMS = (
 )
 _REST = "float threshold, float eps, int loop_dim"
 _N_PARAMS = 8
+_STATES = (torch.float32, torch.float64)
 
 
 class LoopParams(NamedTuple):
@@ -107,7 +108,34 @@ autograd("loop_step", _setup, _autograd)
 autograd("loop_step.rows", _setup, _autograd)
 
 
-def _check(h, e, block_out, h_out, cum_p, params: LoopParams, t: int | torch.Tensor) -> None:
+def _agree(h, e, block_out, h_out, cum_p, params: LoopParams) -> bool:
+    """Whether all shapes and the state's dtypes agree; without loops and texts, since it runs before every launch."""
+    A, B, lora_down, lora_scale, lora_b, halt_w, halt_b, norm_w = params
+    shape, low, scale, state = h.shape, lora_down.shape, lora_scale.shape, h_out.dtype
+    if not (len(shape) == len(low) == len(scale) == 2):
+        return False
+    rows, width = shape
+    row = (width,)
+    return (
+        e.shape == shape
+        and block_out.shape == shape
+        and h_out.shape == shape
+        and cum_p.shape == (rows,)
+        and state in _STATES
+        and cum_p.dtype == state
+        and low[1] == width
+        and scale[1] == low[0]
+        and lora_b.shape == low
+        and A.shape == row
+        and B.shape == row
+        and halt_w.shape == row
+        and halt_b.shape == (1,)
+        and (norm_w is None or norm_w.shape == row)
+    )
+
+
+def _complain(h, e, block_out, h_out, cum_p, params: LoopParams) -> None:
+    """Raise what is wrong where `_agree` says no."""
     if h.dim() != 2:
         raise ValueError(f"h {tuple(h.shape)}: must be (N, D)")
     for name, value in (("e", e), ("block_out", block_out), ("h_out", h_out)):
@@ -115,20 +143,26 @@ def _check(h, e, block_out, h_out, cum_p, params: LoopParams, t: int | torch.Ten
             raise ValueError(f"{name} {tuple(value.shape)}: must have the shape of h, {tuple(h.shape)}")
     if cum_p.shape != h.shape[:1]:
         raise ValueError(f"cum_p {tuple(cum_p.shape)}: must be (N)=({h.shape[0]},)")
-    if h_out.dtype not in (torch.float32, torch.float64) or cum_p.dtype != h_out.dtype:
+    if h_out.dtype not in _STATES or cum_p.dtype != h_out.dtype:
         raise ValueError(f"h_out {h_out.dtype}, cum_p {cum_p.dtype}: the ACT state must be float32 (or both float64)")
-    if isinstance(t, torch.Tensor):
-        if t.shape != h.shape[:1] or t.is_floating_point():
-            raise ValueError(f"t {tuple(t.shape)} {t.dtype}: must be integers (N)=({h.shape[0]},)")
-    elif t < 0:
-        raise ValueError(f"t={t}: must be at least 0")
     width, rank = h.shape[1], params.lora_down.shape[0]
     shapes = {"A": (width,), "B": (width,), "lora_down": (rank, width), "lora_b": (rank, width), "halt_w": (width,)}
     shapes |= {"lora_scale": (params.lora_scale.shape[0], rank), "halt_b": (1,), "norm_w": (width,)}
     for name, shape in shapes.items():
         value = getattr(params, name)
-        if value is not None and tuple(value.shape) != shape:
+        if value is not None and value.shape != shape:
             raise ValueError(f"{name} {tuple(value.shape)}: must be {shape}")
+
+
+def _check(h, e, block_out, h_out, cum_p, params: LoopParams, t: int | torch.Tensor) -> None:
+    if not _agree(h, e, block_out, h_out, cum_p, params):
+        _complain(h, e, block_out, h_out, cum_p, params)
+    # isinstance(t, torch.Tensor) is slow where the answer is no
+    if not isinstance(t, int) and isinstance(t, torch.Tensor):
+        if t.shape != h.shape[:1] or t.is_floating_point():
+            raise ValueError(f"t {tuple(t.shape)} {t.dtype}: must be integers (N)=({h.shape[0]},)")
+    elif t < 0:
+        raise ValueError(f"t={t}: must be at least 0")
 
 
 @accepts_backend
@@ -161,8 +195,8 @@ def loop_step(
     """
     _check(h, e, block_out, h_out, cum_p, params, t)
     args = (h, e, block_out, h_out, cum_p, *params, t, threshold, eps, loop_dim)
-    if direct(h):
-        return dispatch.select("loop_step", h.device.type, *args)(*args)
+    if device := direct(h):
+        return dispatch.select("loop_step", device, *args)(*args)
     op = torch.ops.openmythos.loop_step
     return (op.rows if isinstance(t, torch.Tensor) else op.default)(*args)
 
@@ -195,8 +229,8 @@ def loop_step_(
     if x_next is not None and x_next.shape != h.shape:
         raise ValueError(f"x_next {tuple(x_next.shape)}: must have the shape of h, {tuple(h.shape)}")
     args = (h, e, block_out, h_out, cum_p, *params, x_next, t, threshold, eps, loop_dim)
-    if direct(h):
-        dispatch.select("loop_step_", h.device.type, *args)(*args)
+    if device := direct(h):
+        dispatch.select("loop_step_", device, *args)(*args)
         return
     op = torch.ops.openmythos.loop_step_
     (op.rows if isinstance(t, torch.Tensor) else op.default)(*args)

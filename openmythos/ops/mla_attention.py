@@ -127,9 +127,9 @@ def mla_attention(
         total = latent.shape[1] if block_table is None else block_table.shape[1] * latent.shape[1]
         wins = absorbed_wins(q_nope.shape[1], total, latent.shape[2], w_uk.shape[1], w_uv.shape[1])
         form = "absorbed" if wins else "decompressed"
-    if direct(q_nope):
+    if device := direct(q_nope):
         args = (q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens, block_table, form)
-        out, lse = dispatch.select("mla_attention", q_nope.device.type, *args)(*args)
+        out, lse = dispatch.select("mla_attention", device, *args)(*args)
     else:
         tensors = autocast(q_nope, q_rope, latent, k_rope, w_uk, w_uv)
         out, lse = torch.ops.openmythos.mla_attention(*tensors, scale, causal, seq_lens, block_table, form)

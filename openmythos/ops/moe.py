@@ -139,8 +139,8 @@ def moe_route(
         raise ValueError(f"k={k}: allowed is 1 to the number of experts, {logits.shape[1]}")
     if bias is not None and bias.shape != logits.shape[1:]:
         raise ValueError(f"bias {tuple(bias.shape)}: must be (E)=({logits.shape[1]},)")
-    if direct(logits):
-        return dispatch.select("moe_route", logits.device.type, logits, bias, k)(logits, bias, k)
+    if device := direct(logits):
+        return dispatch.select("moe_route", device, logits, bias, k)(logits, bias, k)
     return torch.ops.openmythos.moe_route(logits, bias, k)
 
 
@@ -167,12 +167,15 @@ def _add_shared(
 dispatch.register_reference("moe", _add_shared)
 
 
-@torch.compiler.assume_constant_result
 def _keeps_hidden(device: str) -> bool:
     """Whether a forward under grad on this device keeps gate and up: where a kernel writes them on its way."""
     names = [row.name for row in dispatch.rows("moe_experts_hidden", device) if row.name != "reference"]
     asked = dispatch.asked_for()
     return asked in names if asked else bool(names)
+
+
+# What torch.compiler.assume_constant_result does, less the second that it takes to import the compiler.
+_keeps_hidden._dynamo_marked_constant = True
 
 
 @accepts_backend
@@ -202,11 +205,11 @@ def moe_experts(
     _check_experts(x, ids, weights, gate_up, down)
     args = (x, ids, weights, gate_up, down)
     if shared:
-        if direct(x):
-            return dispatch.select("moe", x.device.type, *args, shared)(*args, shared)
+        if device := direct(x):
+            return dispatch.select("moe", device, *args, shared)(*args, shared)
         return _add_shared(*args, shared, recompute)
-    if direct(x):
-        return dispatch.select("moe_experts", x.device.type, *args)(*args)
+    if device := direct(x):
+        return dispatch.select("moe_experts", device, *args)(*args)
     x, gate_up, down = autocast(x, gate_up, down)
     if not recompute and torch.is_grad_enabled() and _keeps_hidden(x.device.type):
         return torch.ops.openmythos.moe_experts_hidden(x, ids, weights, gate_up, down)[0]

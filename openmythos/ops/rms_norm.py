@@ -89,8 +89,8 @@ def rms_norm(
         ValueError: when the last dimension of x is not that of weight.
     """
     _check(x, weight)
-    if direct(x):
-        return dispatch.select("rms_norm", x.device.type, x, weight, eps, dtype)(x, weight, eps, dtype)
+    if device := direct(x):
+        return dispatch.select("rms_norm", device, x, weight, eps, dtype)(x, weight, eps, dtype)
     return torch.ops.openmythos.rms_norm(x, weight, eps, dtype)
 
 
@@ -115,6 +115,6 @@ def rms_norm_add(
     if x.shape != residual.shape:
         raise ValueError(f"residual {tuple(residual.shape)}: must have the shape of x, {tuple(x.shape)}")
     args = (x, residual, weight, eps, dtype)
-    if direct(x):
-        return dispatch.select("rms_norm_add", x.device.type, *args)(*args)
+    if device := direct(x):
+        return dispatch.select("rms_norm_add", device, *args)(*args)
     return torch.ops.openmythos.rms_norm_add(*args)

@@ -46,8 +46,8 @@ def rope(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     x (B, T, H, d), cos_sin (T, d/2, 2) float32 -> (B, T, H, d) in x's dtype. Its gradient is the rotation back, by
     the same kernel.
     """
-    if direct(x):
-        return dispatch.select("rope", x.device.type, x, cos_sin, False)(x, cos_sin, False)
+    if device := direct(x):
+        return dispatch.select("rope", device, x, cos_sin, False)(x, cos_sin, False)
     # plain torch is what Inductor fuses best, and what knows the gradient of a table
     if torch.compiler.is_compiling() or cos_sin.requires_grad:
         return reference.rope(x, cos_sin)
@@ -96,7 +96,7 @@ def rope_append_(
     """
     _check(down, weight, cos_sin, rows, position)
     args = (down, weight, cos_sin, rows, position, eps)
-    if direct(down):
-        dispatch.select("rope_append_", down.device.type, *args)(*args)
+    if device := direct(down):
+        dispatch.select("rope_append_", device, *args)(*args)
         return
     torch.ops.openmythos.rope_append_(*args)
