@@ -135,6 +135,6 @@ kernels = "openmythos.triton_kernels"
 options["packages"] = [*find_packages(include=["openmythos", "openmythos.*"], exclude=[f"{kernels}*"]), kernels]
 options["packages"] += [f"{kernels}.{name}" for name in find_packages("triton_kernels")]
 options["package_dir"] = {kernels: "triton_kernels"}
-options["package_data"] = {f"{kernels}.configs": ["*.json"]}
+options["package_data"] = {f"{kernels}.configs": ["*.json"], "openmythos.roofline": ["*.json"]}
 
 setup(**options)

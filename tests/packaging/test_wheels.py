@@ -125,6 +125,15 @@ def test_files(kind: str, wheel: Path) -> None:
     assert gpu == sorted([*wanted, *(["manifest.txt"] if archs else [])])
 
 
+def test_data_files_are_in_it(wheel: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "openmythos/*.json", "triton_kernels/*.json"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    wanted = sorted(name.replace("triton_kernels/", "openmythos/triton_kernels/") for name in listed.split())
+    assert len(wanted) > 1
+    assert sorted(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".json")) == wanted
+
+
 def test_code_objects_are_what_the_manifest_says(kind: str, installed: Path) -> None:
     (folder,) = installed.parents[1].glob("lib/python*/site-packages/openmythos/_lib")
     if kind == "cpu":
