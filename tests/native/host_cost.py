@@ -104,7 +104,8 @@ def first_calls(processes: int) -> tuple[float, ...]:
     """Medians in milliseconds: `import openmythos` after torch, the first op on the CPU, the second one."""
     command = [sys.executable, "-c", FIRST]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(processes)]
-    return tuple(1e3 * statistics.median(column) for column in zip(*(map(float, x.split()) for x in said), strict=True))
+    columns = zip(*(map(float, line.split()) for line in said), strict=True)
+    return tuple(1e3 * statistics.median(column) for column in columns)
 
 
 def main() -> None:
