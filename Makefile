@@ -1,13 +1,16 @@
 # Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
 # TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder); for
 # bench-compare BASE (the revision to compare with), THRESHOLD (percent), ONLY (one bench file), PLANT (1.15: slow this
-# tree down by 15%, to see it caught); for wheel-rocm ROCM_VERSION (where no ROCm is installed).
+# tree down by 15%, to see it caught); for wheel-rocm ROCM_VERSION (where no ROCm is installed); for test-abi TORCH_OLD
+# (the torch to run on); DIST (where wheels go).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCH_OLD ?= torch==2.11.0
 VENV ?= .venv
 SIZE ?= 1b
 OUT ?= out/demo
+DIST ?= dist
 BASE ?= HEAD
 THRESHOLD ?= 10
 ONLY ?=
@@ -23,13 +26,15 @@ native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo doctor test test-full bench bench-growth bench-repeat bench-compare wheel-cpu wheel-cuda wheel-rocm lint clean
+.PHONY: help demo doctor test test-full test-abi bench bench-growth bench-repeat bench-compare wheel-cpu wheel-cuda \
+	wheel-rocm lint clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
 	@echo 'make doctor      what this machine has, and which backend serves which op'
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-full   all tests'
+	@echo 'make test-abi    the tests of a wheel built here on another torch, TORCH_OLD (downloads it)'
 	@echo 'make bench       the benchmarks, with a report under bench/results'
 	@echo 'make bench-growth   cost over loops, cache, batch and experts'
 	@echo 'make bench-repeat   the quoted ratios twice, and how far they move'
@@ -75,6 +80,20 @@ test-full: test
 	$(pytest) -n 2 -m slow tests/aot
 	TRITON_INTERPRET=1 $(pytest) -n 2 -m 'slow or not slow' tests/ops -k triton
 
+# A wheel built against TORCH, and tests without the package beside them, under TORCH_OLD. Not part of test-full: that
+# torch and its libraries are gigabytes to download.
+old := build/abi/venv/bin/python
+test-abi:
+	rm -rf build/abi/dist build/abi/tree
+	$(MAKE) wheel-cpu DIST=build/abi/dist
+	test -x $(old) || $(PYTHON) -m venv build/abi/venv
+	$(old) -m pip --disable-pip-version-check install '$(TORCH_OLD)' "$$(echo build/abi/dist/*.whl)[test]"
+	$(old) -m pip --disable-pip-version-check install --no-deps --force-reinstall build/abi/dist/*.whl open-mythos
+	mkdir build/abi/tree
+	git ls-files -z ':!openmythos' ':!triton_kernels' | xargs -0 cp --parents -t build/abi/tree
+	cd build/abi/tree && ../venv/bin/python -c 'import openmythos, torch; print(torch.__version__, openmythos.__file__)'
+	cd build/abi/tree && OMP_NUM_THREADS=1 ../venv/bin/python -m pytest -n 2
+
 bench: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench
 
@@ -92,7 +111,7 @@ wheel-cpu wheel-cuda wheel-rocm: wheel-%: $(VENV)/.build-tools
 	rm -rf build/lib* build/bdist* openmythos.egg-info
 	OPENMYTHOS_BUILD=$* OPENMYTHOS_ROCM_VERSION=$${OPENMYTHOS_ROCM_VERSION:-$(ROCM_VERSION)} \
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)} \
-	$(pip) wheel --no-build-isolation --no-deps -w dist .
+	$(pip) wheel --no-build-isolation --no-deps -w $(DIST) .
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
