@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 native = torch.ops.openmythos_native
+_CONTIGUOUS = torch.Tensor.contiguous
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
@@ -61,25 +62,25 @@ def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, ou
     own_depths = not isinstance(t, int) and isinstance(t, torch.Tensor)
     rows, scalar = (t.to(torch.int32).contiguous(), 0) if own_depths else (None, t)
     *params, norm_w = params
-    params = map(torch.Tensor.contiguous, params)
+    params = map(_CONTIGUOUS, params)
     norm_w = None if norm_w is None else norm_w.contiguous()
     native.loop_step(h, e, block_out, h_out, cum_p, *params, norm_w, rows, scalar, threshold, eps, loop_dim, *outputs)
 
 
 def loop_step(h, e, block_out, h_out, cum_p, *rest):
     """See `openmythos.reference.loop_step`."""
-    params, tail = rest[:8], rest[8:]
+    *params, t, threshold, eps, loop_dim = rest
     following = e.new_empty(h.shape if params[-1] is not None else (0,))
     new, new_out, new_p = h.new_empty(h.shape), h_out.new_empty(h.shape), cum_p.new_empty(cum_p.shape)
     outputs = (new, new_out, new_p, following if params[-1] is not None else None)
-    _step(h, e, block_out, h_out, cum_p, params, *tail, outputs)
+    _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, outputs)
     return new, new_out, new_p, following
 
 
 def loop_step_(h, e, block_out, h_out, cum_p, *rest) -> None:
     """See `openmythos.reference.loop_step_`."""
-    params, x_next, tail = rest[:8], rest[8], rest[9:]
-    _step(h, e, block_out, h_out, cum_p, params, *tail, (h, h_out, cum_p, x_next))
+    *params, x_next, t, threshold, eps, loop_dim = rest
+    _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, (h, h_out, cum_p, x_next))
 
 
 def moe_route(

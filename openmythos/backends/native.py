@@ -34,10 +34,10 @@ MAX_HEAD, MAX_NEW, MAX_HEADS = 256, 16, 65535
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
     """The reason that holds for every op: no code for the device, a dtype without a kernel, strided columns.
 
-    The first tensor is there. Asking for contiguity first costs half of what asking for a stride does.
+    The first tensor is there. Asked are the cheaper ones of two questions, since this runs before every launch.
     """
-    device = tensors[0].device
-    reason = gpu_missing(device.index or 0)
+    index = tensors[0].get_device()
+    reason = gpu_missing(max(index, 0))
     if reason is not None:
         return reason
     for tensor in tensors:
@@ -45,8 +45,8 @@ def _why_not(*tensors: torch.Tensor | None) -> str | None:
             continue
         if tensor.dtype not in DTYPES:
             return f"dtype {tensor.dtype}: the kernels are float32, bfloat16 and float16"
-        if tensor.device != device:
-            return f"tensors on {device} and {tensor.device}"
+        if tensor.get_device() != index:
+            return f"tensors on {tensors[0].device} and {tensor.device}"
         if not tensor.is_contiguous() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             return "a tensor's last dimension is not contiguous"
     return None

@@ -1,4 +1,4 @@
-"""The measurement of what a call costs on the host still runs; what it says is a machine's own, and judged by nobody."""
+"""The measurement of what a call costs on the host still runs; its numbers are a machine's own, and nobody judges them."""
 
 from __future__ import annotations
 
