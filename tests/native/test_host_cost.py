@@ -1,4 +1,4 @@
-"""The measurement of what a call costs on the host still runs; its numbers are a machine's own, and nobody judges them."""
+"""The measurement of what a call costs on the host still runs; its numbers are a machine's, and nobody judges them."""
 
 from __future__ import annotations
 
