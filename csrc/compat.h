@@ -23,6 +23,10 @@
 #define OPENMYTHOS_KERNEL_SHARING(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #endif
 #define OPENMYTHOS_DEVICE __device__ __attribute__((always_inline)) inline
+// Shared memory of the size that the launch asks for.
+#ifndef OPENMYTHOS_DYNAMIC_SHARED
+#define OPENMYTHOS_DYNAMIC_SHARED(name) extern __shared__ Words name[]
+#endif
 
 namespace openmythos::gpu {
 

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #define __global__ __attribute__((visibility("default")))
 #define __shared__ static
 #define __launch_bounds__(...)
+#define OPENMYTHOS_DYNAMIC_SHARED(name) Words* const name = reinterpret_cast<Words*>(host::dynamic_shared)
 
 namespace host {
 
@@ -37,11 +39,23 @@ struct Wave {
 
 constexpr size_t STACK = 1 << 18;
 
+struct Copy {
+    uint32_t to;
+    const void* from;
+    int bytes;
+};
+
 struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool done;
+    std::deque<std::vector<Copy>> groups;  // the last one is open
 };
+
+// As much as Hopper has for a block; the hardware's need not begin at a multiple of 1024 either.
+constexpr uint32_t SHARED_BEGIN = 16, SHARED_BYTES = 227 * 1024;
+alignas(1024) inline unsigned char shared_memory[SHARED_BEGIN + SHARED_BYTES];
+inline unsigned char* const dynamic_shared = shared_memory + SHARED_BEGIN;
 
 inline Index thread_index, block_index, block_size;
 inline std::vector<Thread> threads;
@@ -72,10 +86,11 @@ inline void run_block(unsigned count) {
     threads.resize(count);
     waves.assign(count / 32, {});
     block = {};
+    std::memset(dynamic_shared, 0xff, SHARED_BYTES);
     for (Thread& thread : threads) {
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = thread.stack.get(), thread.context.uc_stack.ss_size = STACK;
-        thread.context.uc_link = nullptr, thread.done = false;
+        thread.context.uc_link = nullptr, thread.done = false, thread.groups.assign(1, {});
         makecontext(&thread.context, start, 0);
     }
     for (unsigned left = count; left;) {
@@ -139,6 +154,57 @@ inline uint32_t movmatrix(uint32_t x) {
     uint32_t y = 0;
     for (int i = 0; i < 2; i++) y |= (given[(column + i) * 4 + row / 2][0] >> row % 2 * 16 & 0xffff) << 16 * i;
     return y;
+}
+
+// ---- shared memory by address -----------------------------------------------------------------------------------
+
+inline uint32_t shared_address(const void* p) { return uint32_t(static_cast<const unsigned char*>(p) - shared_memory); }
+
+// Copies happen as late as they may: when somebody waits for them.
+inline void copy_async(uint32_t to, const void* from, int bytes) {
+    threads[current].groups.back().push_back({to, from, bytes});
+}
+inline void close_group() { threads[current].groups.emplace_back(); }
+inline void wait_for_groups(size_t left) {
+    auto& groups = threads[current].groups;
+    while (groups.size() > left + 1) {
+        for (const Copy& copy : groups.front()) {
+            std::memset(shared_memory + copy.to, 0, 16);
+            std::memcpy(shared_memory + copy.to, copy.from, copy.bytes);
+        }
+        groups.pop_front();
+    }
+}
+
+// Lane 8 i + r names row r of the i-th 8 x 8 matrix; lane l gets columns 2 (l % 4) and the next of row l / 4 of each.
+inline void ldmatrix(uint32_t (&words)[4], uint32_t at) {
+    const auto* given = exchange({at});
+    const int me = current % 32;
+    for (int i = 0; i < 4; i++) std::memcpy(&words[i], shared_memory + given[8 * i + me / 4][0] + me % 4 * 4, 4);
+}
+
+// A number of a K-major matrix with the 128-byte swizzle, as wgmma's descriptor gives it.
+inline uint32_t described(uint64_t descriptor, int row, int k) {
+    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) std::abort();
+    uint32_t at = (descriptor & 0x3fff) << 4, eight_rows = (descriptor >> 32 & 0x3fff) << 4;
+    at += row / 8 * eight_rows + row % 8 * 128 + k * 2;
+    at ^= (at >> 7 & 7) << 4;
+    uint16_t bits;
+    std::memcpy(&bits, shared_memory + at, 2);
+    return bits;
+}
+
+// sums += a b of 64 x 16 N x 16: of a wave's 16 rows, every lane its own.
+template <int N, class Sum>
+void wgmma(Sum (&sums)[N], uint64_t a, uint64_t b, bool bf16) {
+    const int wave = current / 32 % 4, lane = current % 32;
+    for (int n = 0; n < N; n++) {
+        for (int i = 0; i < 8; i++) {
+            const int row = wave * 16 + lane / 4 + i / 2 % 2 * 8, column = n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+            for (int k = 0; k < 16; k++)
+                sums[n].x[i] += to_float(described(a, row, k), bf16) * to_float(described(b, column, k), bf16);
+        }
+    }
 }
 
 }  // namespace host
