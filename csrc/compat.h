@@ -257,6 +257,16 @@ OPENMYTHOS_DEVICE Words load_shared_by_blocks(const void* p) {
 }
 OPENMYTHOS_DEVICE void store_words(void* p, Words x) { *static_cast<Words*>(p) = x; }
 
+// *p += x in one go, for every thread of the device.
+OPENMYTHOS_DEVICE void add_atomically(int32_t* p, int32_t x) {
+#ifdef OPENMYTHOS_HIP
+    typedef __attribute__((address_space(1))) int32_t global_int32;
+    __hip_atomic_fetch_add((global_int32*)p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+#else
+    atomicAdd(p, x);
+#endif
+}
+
 // ---- matrix instructions ----------------------------------------------------------------------------------------
 
 // A wave multiplies two matrices of 16 rows of bf16 or f16, read as they lie: acc[m][n] += sum over k of a[m][k]

@@ -133,12 +133,6 @@ void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const 
     if (n) launch(check, runtime::plan(args, gpu_runtime().multiprocessors(check.device())));
 }
 
-void check_few(const Checks& check, int64_t rows, int64_t k) {
-    check.require(rows <= gpu::MOE_MAX_ROWS, "there are ", rows, " rows, expected at most ", gpu::MOE_MAX_ROWS);
-    check.require(rows * k <= gpu::MOE_MAX_SLOTS, "there are ", rows * k, " choices of experts, expected at most ",
-                  gpu::MOE_MAX_SLOTS);
-}
-
 void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& ids, const Tensor& weights,
                const Tensor& counts) {
     Checks check("moe_route", OPENMYTHOS_GPU_WHERE);
@@ -156,12 +150,17 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     check.require(experts <= gpu::MOE_MAX_EXPERTS, "logits has ", experts, " columns, expected 1 to ",
                   gpu::MOE_MAX_EXPERTS);
     check.require(k >= 1 && k <= experts, "ids.size(1) is ", k, ", expected 1 to ", experts, ", the number of experts");
-    check_few(check, n, k);
+    check.require(n < int64_t(1) << 31, "there are ", n, " rows, expected fewer than 2^31");
     args.ids = static_cast<int32_t*>(ids.data_ptr()), args.ids_stride = ids.stride(0);
     args.weights = static_cast<float*>(weights.data_ptr()), args.weights_stride = weights.stride(0);
     args.counts = static_cast<int32_t*>(counts.data_ptr());
     args.rows = int32_t(n), args.experts = int32_t(experts), args.k = int32_t(k);
-    launch(check, runtime::plan(args));
+    const runtime::Launch plan = runtime::plan(args);
+    if (args.add_counts) {
+        Tensor zeros = counts;
+        torch::stable::zero_(zeros);
+    }
+    launch(check, plan);
 }
 
 void check_moe_width(const Checks& check, const char* name, const char* what, int64_t width) {
@@ -196,6 +195,25 @@ void moe_shared(const Checks& check, const Tensor& x, const std::vector<Tensor>&
     args.shared_count = int32_t(gate.size()), args.shared_width = int32_t(column);
 }
 
+// More rows, or more choices, than the kernels that stream the weights take.
+void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x) {
+    gpu::MoeGroupedParams args{};
+    args.moe = moe;
+    check.dtype(x, "x", {ScalarType::BFloat16, ScalarType::Half});
+    args.moe.aligned = runtime::is_aligned(moe);
+    check.require(args.moe.aligned && runtime::is_aligned(moe.out), "there are ", moe.rows, " rows and ", moe.slots,
+                  " choices of experts, expected at most ", gpu::MOE_MAX_ROWS, " and ", gpu::MOE_MAX_SLOTS,
+                  " where sizes are no multiples of 8 or rows begin elsewhere than at 16 bytes");
+    check.require(moe.experts <= gpu::MOE_MAX_EXPERTS, "gate_up has ", moe.experts, " experts, expected at most ",
+                  gpu::MOE_MAX_EXPERTS, " for more than ", gpu::MOE_MAX_ROWS, " rows");
+    const int64_t blocks = runtime::deal(args);
+    check.require(blocks < int64_t(1) << 31, "a launch would have ", blocks, " blocks, expected fewer than 2^31");
+    const Tensor scratch = torch::stable::new_empty(x, {runtime::scratch_bytes(args)}, ScalarType::Byte);
+    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().amd());
+    for (const runtime::Launch& each : plan.launches)
+        if (each.grid.x) launch(check, each);
+}
+
 void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
          std::vector<Tensor> shared_gate, std::vector<Tensor> shared_up, std::vector<Tensor> shared_down,
          const Tensor& out) {
@@ -215,7 +233,8 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     check.same_type(gate_up, "gate_up", x, "x");
     check.same_type(down, "down", x, "x");
     check.same_type(out, "out", x, "x");
-    check_few(check, n, k);
+    check.require(n + n * k < int64_t(1) << 31, "there are ", n, " rows with ", k,
+                  " experts each, expected fewer than 2^31 in all");
     check_moe_width(check, "x", "columns", d);
     check_moe_width(check, "gate_up", "hidden units an expert", width);
     check.require(experts < int64_t(1) << 31, "gate_up has ", experts, " experts, expected fewer than 2^31");
@@ -229,6 +248,7 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     for (int axis = 0; axis < 3; axis++) args.gate_up_strides[axis] = gate_up.stride(axis);
     for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = down.stride(axis);
     if (n == 0) return;
+    if (n > gpu::MOE_MAX_ROWS || args.slots > gpu::MOE_MAX_SLOTS) return moe_grouped(check, args, x);
     // Freed when this returns: torch hands the memory out again to work on the same stream only.
     const Tensor act = torch::stable::new_empty(x, {args.slots * width + n * args.shared_width});
     args.act = act.data_ptr();

@@ -41,8 +41,12 @@ struct LoopStepParams {
     float frequency_hi, frequency_lo;
 };
 
-// The experts of few rows. A slot is one of the N k choices of an expert; a hidden unit is a row of gate and of up.
+// The experts. A slot is one of the N k choices of an expert; a hidden unit is a row of gate and of up. MOE_MAX_ROWS
+// and MOE_MAX_SLOTS are for the kernels of few rows.
 constexpr int MOE_MAX_ROWS = 16, MOE_MAX_SLOTS = 256, MOE_MAX_SHARED = 16, MOE_MAX_EXPERTS = 1024;
+
+// A block chooses for so many rows at most, and makes so many choices.
+constexpr int ROUTE_MAX_ROWS = 16, ROUTE_MAX_CHOICES = 1024;
 
 struct MoeRouteParams {
     Rows logits;
@@ -50,7 +54,10 @@ struct MoeRouteParams {
     int32_t *ids, *counts;
     float* weights;
     int64_t ids_stride, weights_stride;
-    int32_t rows, experts, k, unused;
+    int32_t rows, experts, k;
+    int32_t rows_per_block;
+    int32_t add_counts;  // to what is in counts, since there are several blocks
+    int32_t unused;
 };
 
 struct MoeShared {
@@ -79,6 +86,26 @@ struct MoeParams {
     int32_t hidden_per_block;  // in the first launch
     int32_t aligned;           // every row begins at 16 bytes, and every size is a multiple of 8
     MoeShared shared[MOE_MAX_SHARED];
+};
+
+// The experts of many rows: a block has 128 rows of one expert, sorted slots or rows, and 128 columns of a product.
+constexpr int MOE_BLOCK = 128, MOE_BLOCK_THREADS = 256, MOE_MAX_CHUNKS = 64;
+
+struct MoeTile {
+    int32_t expert;      // -1: there are fewer tiles
+    int32_t first, end;  // positions among the sorted slots
+    int32_t unused;
+};
+
+struct MoeGroupedParams {
+    MoeParams moe;  // hidden_per_block and what follows from it are those of these kernels
+    MoeTile* tiles;
+    int32_t* counts;        // (chunks, experts): slots of each chunk
+    int32_t* slots;         // by position: sorted by expert, in order within each
+    void* y;                // (slots, d), then (rows, d) of the shared experts; like act in the type of x
+    int32_t chunk, chunks;  // slots that a block sorts, and how many blocks
+    int32_t tile_count;     // at most so many tiles
+    int32_t unused;
 };
 
 struct MlaParams {

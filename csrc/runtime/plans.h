@@ -14,6 +14,12 @@ inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 :
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 
+// Dynamic shared memory of block_tiles.h for slabs of so many rows: its STAGES times DEPTH numbers of each, and what
+// aligning them takes.
+inline unsigned slab_bytes(int64_t rows, bool amd) {
+    return unsigned(amd ? rows * 2 * 32 * 2 : rows * 3 * 64 * 2 + 1024);
+}
+
 // The widest row that a kernel holds in registers.
 constexpr int64_t MAX_WIDTH = 16384;
 constexpr int64_t MAX_RANK = 256;
@@ -38,6 +44,18 @@ struct MoePlan {
     Launch up, down;
 };
 MoePlan plan(gpu::MoeParams& params);
+// Every row of x and of the weights begins at 16 bytes, and every size is a multiple of VEC.
+bool is_aligned(const gpu::MoeParams& params);
+
+// For more rows than that. Each launch reads what those before it wrote; one without blocks is none.
+struct MoeGroupedPlan {
+    Launch launches[5];
+};
+// Decides how slots are dealt to blocks; the most blocks of a launch.
+int64_t deal(gpu::MoeGroupedParams& params);
+int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
+MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool amd);
+
 // Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
 MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);

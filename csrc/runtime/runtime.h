@@ -31,6 +31,7 @@ public:
     std::string why_not(int device) const;
     std::string describe() const;
     int multiprocessors(int device);
+    bool amd() const { return manifest_.vendor == "rocm"; }
     void launch(const Launch& launch, int device, void* stream);
 
 private:

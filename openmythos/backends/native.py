@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A row stays in one block's registers; see csrc/runtime/plans.h.
 MAX_WIDTH, MAX_RANK, MAX_LOOP_DIM = 16384, 256, 8192
 MAX_ROWS, MAX_SCALES = 2**31, 2**20
-# The experts' kernels stream the weights of few rows; see csrc/gpu/params.h.
+# The experts' kernels stream the weights of few rows, and multiply blocks of more; see csrc/gpu/params.h.
 MAX_MOE_ROWS, MAX_MOE_CHOICES, MAX_MOE_SHARED, MAX_MOE_EXPERTS, MAX_MOE_WIDTH = 16, 256, 16, 1024, 2**22
 # (dc, dr) that the attention kernels have instances for, the widest head, and the most new tokens and heads.
 LATENTS = ((256, 32), (384, 32), (512, 64), (1024, 64))
@@ -84,19 +84,38 @@ def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     return f"loop_dim {loop_dim}: the kernel takes up to {MAX_LOOP_DIM}" if loop_dim > MAX_LOOP_DIM else None
 
 
-def _few_reason(rows: int, k: int) -> str | None:
-    if rows > MAX_MOE_ROWS:
-        return f"more than {MAX_MOE_ROWS} rows: {rows}, and the kernels are for decoding"
-    if rows * k > MAX_MOE_CHOICES:
-        return f"{rows * k} choices of experts: the kernels take up to {MAX_MOE_CHOICES}"
-    return None
-
-
 def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
     rows, experts = logits.shape
     if experts > MAX_MOE_EXPERTS:
         return f"{experts} experts: the kernel takes up to {MAX_MOE_EXPERTS}"
-    return _few_reason(rows, k) or _why_not(logits, bias)
+    if rows >= MAX_ROWS:
+        return f"{rows} rows: one launch takes fewer than 2^31"
+    return _why_not(logits, bias)
+
+
+def _many_reason(
+    x: torch.Tensor,
+    k: int,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> str | None:
+    """Why the kernels that multiply blocks of rows do not serve the call."""
+    rows, what = x.shape[0], f"{x.shape[0]} rows with {k} choices of experts each"
+    if x.dtype == torch.float32:
+        return f"{what} in float32, which has no matrix instructions: the kernels take {MAX_MOE_ROWS} rows"
+    experts, columns, width = down.shape
+    if experts > MAX_MOE_EXPERTS:
+        return f"{what} and {experts} experts: the kernels take up to {MAX_MOE_EXPERTS}"
+    widths = [gate.shape[0] for gate, _, _ in shared]
+    if any(size % 8 for size in (columns, width, *widths)):
+        return f"{what} and sizes that are no multiples of 8: the kernels take {MAX_MOE_ROWS} rows"
+    tiles, dense = (rows * k + min(experts, rows * k) * 127) // 128, -(-rows // 128) if shared else 0
+    up_blocks = tiles * -(-width // 64) + dense * sum(-(-size // 64) for size in widths)
+    if max(rows * (k + 1), up_blocks, (tiles + dense) * -(-columns // 128)) >= MAX_ROWS:
+        return f"{what}: more than one launch takes"
+    matrices = {f"shared[{s}][{i}]": part for s, parts in enumerate(shared) for i, part in enumerate(parts)}
+    return _alignment_reason(x=x, gate_up=gate_up, down=down, **matrices)
 
 
 def _experts_supports(
@@ -107,9 +126,6 @@ def _experts_supports(
     down: torch.Tensor,
     shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (),
 ) -> str | None:
-    reason = _few_reason(*ids.shape)
-    if reason is not None:
-        return reason
     if len(shared) > MAX_MOE_SHARED:
         return f"{len(shared)} shared experts: the kernels take up to {MAX_MOE_SHARED}"
     matrices = [gate_up, down, *(matrix for expert in shared for matrix in expert)]
@@ -122,7 +138,10 @@ def _experts_supports(
     for width in (*down.shape[1:], *(gate.shape[0] for gate, _, _ in shared)):
         if not 1 <= width <= MAX_MOE_WIDTH:
             return f"experts of width {width}: the kernels take 1 to {MAX_MOE_WIDTH}"
-    return _why_not(x, weights, *matrices)
+    reason = _why_not(x, weights, *matrices)
+    if reason is not None or (ids.shape[0] <= MAX_MOE_ROWS and ids.numel() <= MAX_MOE_CHOICES):
+        return reason
+    return _many_reason(x, ids.shape[1], gate_up, down, shared)
 
 
 def _alignment_reason(**tensors: torch.Tensor) -> str | None:

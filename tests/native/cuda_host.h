@@ -220,6 +220,11 @@ inline float __shfl_xor_sync(unsigned, float x, int mask) {
     const auto* given = host::exchange({__builtin_bit_cast(uint32_t, x)});
     return __builtin_bit_cast(float, given[host::current % 32 ^ mask][0]);
 }
+inline int atomicAdd(int* p, int x) {
+    const int before = *p;
+    *p += x;
+    return before;
+}
 inline unsigned __ballot_sync(unsigned, bool x) {
     const auto* given = host::exchange({uint32_t(x)});
     unsigned all = 0;

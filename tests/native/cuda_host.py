@@ -33,7 +33,7 @@ INSTRUCTIONS = {
     "movmatrix.sync.aligned.m8n8.trans": "y = host::movmatrix(x)",
 }
 # What the kernels of each file take.
-PARAMS = {"mla_attention": "MlaParams"}
+PARAMS = {"mla_attention": "MlaParams", "moe_grouped": "MoeGroupedParams", "moe_route": "MoeRouteParams"}
 HOPPER = "-D__CUDA_ARCH_FEAT_SM90_ALL"
 PAIR = re.compile(r': "=r"\((.+)\), "=r"\((.+)\)\s*: "l"\((.+)\)\)\Z')
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]')
