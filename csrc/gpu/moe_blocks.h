@@ -17,6 +17,13 @@ constexpr int APART = MOE_BLOCK_THREADS / CHUNKS, PIECES = MOE_BLOCK / APART;
 // its rows, a group of them, stay in the second cache.
 constexpr int GROUP = 8;
 
+// Blocks whose slabs a multiprocessor has room for: 97 KB each, of 228 KB on Hopper and Blackwell, else of 100 or 164.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr int RESIDENT = 1;
+#else
+constexpr int RESIDENT = 2;
+#endif
+
 struct Place {
     int tile, column;
 };
@@ -29,11 +36,11 @@ OPENMYTHOS_DEVICE Place place_of(int block, int tiles, int columns) {
 
 OPENMYTHOS_DEVICE int parts_of(int size, int part) { return (size + part - 1) / part; }
 
-// sums += a . b over `steps` slabs. a(i) and b(i) say where this thread's i-th chunk comes from, null if it is zero;
-// next() goes to the next slab.
+// sums += a . b over `steps` slabs, of the first `rows` rows. a(i) and b(i) say where this thread's i-th chunk comes
+// from, null if it is zero; next() goes to the next slab.
 template <class T, class A, class B, class Next>
-OPENMYTHOS_DEVICE void multiply_block(Sum (&sums)[MoeBlock::M][MoeBlock::N], int steps, const void* somewhere, A a, B b,
-                                      Next next) {
+OPENMYTHOS_DEVICE void multiply_block(Sum (&sums)[MoeBlock::M][MoeBlock::N], int rows, int steps, const void* somewhere,
+                                      A a, B b, Next next) {
     constexpr int SLAB = MOE_BLOCK * DEPTH;
     uint16_t* mine = slabs() + slab_at(thread_index() / CHUNKS, thread_index() % CHUNKS);
     Carried<2 * PIECES> pieces;
@@ -52,7 +59,10 @@ OPENMYTHOS_DEVICE void multiply_block(Sum (&sums)[MoeBlock::M][MoeBlock::N], int
 #pragma unroll
         for (int i = 0; i < 2 * PIECES; i++) pieces.land(i, at(i, stage));
     };
+    // Half a block at least is one wave's, or that of the four that share an instruction.
+    const bool is_needed = uniform(MoeBlock::row(0) / 64 * 64) < rows;
     stream_slabs(steps, begin, land, [&](int stage) {
+        if (!is_needed) return;
         const uint16_t* slab = slabs() + stage * 2 * SLAB;
         multiply_slab<T, MoeBlock>(sums, slab, slab + SLAB);
     });
@@ -113,7 +123,7 @@ OPENMYTHOS_DEVICE void blocks_up(const MoeGroupedParams& q) {
     int column = thread % CHUNKS * CHUNK;
     Sum sums[MoeBlock::M][MoeBlock::N] = {};
     multiply_block<T>(
-        sums, parts_of(p.d, DEPTH), x,
+        sums, end - first, parts_of(p.d, DEPTH), x,
         [&](int i) -> const T* {
             const T* from = rows[row + i * APART];
             return from && column < p.d ? from + column : nullptr;
@@ -176,7 +186,7 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
     weights += from * stride;
     Sum sums[MoeBlock::M][MoeBlock::N] = {};
     multiply_block<T>(
-        sums, steps, p.act,
+        sums, end - first, steps, p.act,
         [&](int i) -> const T* {
             return first + row + i * APART < end && column < width ? act + i * APART * act_stride + column : nullptr;
         },

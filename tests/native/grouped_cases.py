@@ -50,3 +50,10 @@ def launched(dtype: torch.dtype, slots: bool = True) -> list[str]:
     """The kernels of a call, in order."""
     parts = [*(("count", "place") if slots else ()), *(f"{part}_{SHORT[dtype]}" for part in ("up", "down", "sum"))]
     return [f"openmythos_moe_grouped_{part}" for part in parts]
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    """The same values in rows that lie further apart, still at 16 bytes; what is between them is NaN."""
+    buffer = torch.full((*x.shape[:-1], x.shape[-1] + 16), float("nan"), dtype=x.dtype)
+    buffer[..., 8:-8] = x
+    return buffer[..., 8:-8]
