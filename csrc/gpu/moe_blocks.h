@@ -15,7 +15,7 @@ constexpr int MOE_UNITS = MOE_BLOCK / 2;
 constexpr int APART = MOE_BLOCK_THREADS / CHUNKS, PIECES = MOE_BLOCK / APART;
 // Tiles whose blocks follow each other for one part of the columns: an expert's weights are read from memory once while
 // its rows, a group of them, stay in the second cache.
-constexpr int GROUP = 8;
+constexpr int GROUP = 16;
 
 // Blocks whose slabs a multiprocessor has room for: 97 KB each, of 228 KB on Hopper and Blackwell, else of 100 or 164.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
@@ -181,24 +181,25 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
         if (thread < MOE_BLOCK) rows[thread] = first + thread < end ? q.slots[first + thread] : -1;
     }
     const int row = thread / CHUNKS, chunk = thread % CHUNKS * CHUNK, from = place.column * MOE_BLOCK + row;
-    int column = chunk;
-    act += (first + row) * act_stride;
-    weights += from * stride;
+    int begin = 0;  // of the slab
+    act += (first + row) * act_stride + chunk;
+    weights += from * stride + chunk;
     Sum sums[MoeBlock::M][MoeBlock::N] = {};
     multiply_block<T>(
         sums, end - first, steps, p.act,
         [&](int i) -> const T* {
-            return first + row + i * APART < end && column < width ? act + i * APART * act_stride + column : nullptr;
+            return first + row + i * APART < end && begin + chunk < width ? act + i * APART * act_stride + begin
+                                                                          : nullptr;
         },
         [&](int i) -> const T* {
-            return from + i * APART < p.d && column < width ? weights + i * APART * stride + column : nullptr;
+            return from + i * APART < p.d && begin + chunk < width ? weights + i * APART * stride + begin : nullptr;
         },
         [&] {
-            column += DEPTH;
-            if (column - chunk < width || s + 1 >= left) return;
+            begin += DEPTH;
+            if (begin < width || s + 1 >= left) return;
             const MoeShared& expert = p.shared[++s];
-            act += width, column = chunk, width = expert.width, stride = expert.down_stride;
-            weights = static_cast<const T*>(expert.down) + from * stride;
+            act += width, begin = 0, width = expert.width, stride = expert.down_stride;
+            weights = static_cast<const T*>(expert.down) + from * stride + chunk;
         });
     uint16_t* staged = slabs();
 #pragma unroll
