@@ -10,7 +10,7 @@ from openmythos.backends import calls
 from tests.native import building
 from tests.native.cuda_host import OnHost
 from tests.native.fake import FakeOps
-from tests.native.grouped_cases import SHORT, SIZES, case, flat, launched
+from tests.native.moe_cases import SHORT, SIZES, case, flat, launched
 from tests.ops.cases import doubled, randn
 from tests.ops.shared_experts import routed_and_shared
 from tests.tolerances import assert_close

@@ -9,7 +9,7 @@ from openmythos import reference
 from openmythos.backends import calls
 from tests.emulated import emulator
 from tests.native.emulated import Emulated
-from tests.native.grouped_cases import SIZES, case, each_half, flat, launched, spread, with_shared
+from tests.native.moe_cases import SIZES, case, each_half, flat, launched, spread, with_shared
 from tests.ops.cases import doubled, each_dtype, randn, strided
 from tests.ops.shared_experts import routed_and_shared
 from tests.ops.test_moe_experts import experts

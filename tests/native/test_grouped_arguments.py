@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.native import test_moe_arguments as few
 from tests.native.fake import FakeOps
-from tests.native.grouped_cases import SHORT, each_half, launched, spread
+from tests.native.moe_cases import SHORT, each_half, launched, spread
 from tests.ops.cases import randn
 from tests.ops.test_moe_experts import experts
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openmythos import dispatch
 from openmythos.backends import calls, native
 from tests.native.fake import FakeOps
-from tests.native.grouped_cases import launched
+from tests.native.moe_cases import launched
 from tests.ops.cases import randn, strided
 from tests.ops.test_moe_experts import experts
 

@@ -1,4 +1,4 @@
-"""Calls of moe with more rows, or more choices, than the kernels that stream the weights take."""
+"""Calls of moe for the native kernels: with shared experts, of padded rows, and of many rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.ops.test_moe_experts import experts
 SHORT = {torch.bfloat16: "bf16", torch.float16: "f16"}
 each_half = pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())
 
-# (rows, columns, hidden units, experts, choices), the widths of shared experts
+# More rows, or more choices, than the kernels that stream the weights take: (rows, columns, hidden units, experts,
+# choices), the widths of shared experts.
 SIZES = {
     "17 rows": ((17, 72, 136, 5, 2), ()),
     "most of 64 experts": ((100, 136, 72, 64, 4), ()),
