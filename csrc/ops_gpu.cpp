@@ -209,7 +209,7 @@ void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x
     const int64_t blocks = runtime::deal(args);
     check.require(blocks < int64_t(1) << 31, "a launch would have ", blocks, " blocks, expected fewer than 2^31");
     const Tensor scratch = torch::stable::new_empty(x, {runtime::scratch_bytes(args)}, ScalarType::Byte);
-    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().amd());
+    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().is_cuda());
     for (const runtime::Launch& each : plan.launches)
         if (each.grid.x) launch(check, each);
 }

@@ -57,7 +57,7 @@ int64_t scratch_bytes(const gpu::MoeGroupedParams& p) {
     return act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * int64_t(p.moe.slots);
 }
 
-MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool amd) {
+MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool cuda) {
     char* at = static_cast<char*>(scratch);
     const auto cut = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
     p.moe.act = cut(act_bytes(p)), p.y = cut(y_bytes(p));
@@ -75,7 +75,7 @@ MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool amd) {
     const auto launch = [&](const char* kernel, int64_t blocks, int64_t threads, unsigned shared) {
         return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), shared}, &p};
     };
-    const unsigned slabs = slab_bytes(2 * BLOCK, amd);
+    const unsigned slabs = slab_bytes(2 * BLOCK, cuda);
     return {{launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
              launch("openmythos_moe_grouped_place", p.chunks, THREADS, 0),
              launch(kernels.up, up_blocks(p), THREADS, slabs), launch(kernels.down, down_blocks(p), THREADS, slabs),

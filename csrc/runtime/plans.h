@@ -16,8 +16,8 @@ inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stri
 
 // Dynamic shared memory of block_tiles.h for slabs of so many rows: its STAGES times DEPTH numbers of each, and what
 // aligning them takes.
-inline unsigned slab_bytes(int64_t rows, bool amd) {
-    return unsigned(amd ? rows * 2 * 32 * 2 : rows * 3 * 64 * 2 + 1024);
+inline unsigned slab_bytes(int64_t rows, bool cuda) {
+    return unsigned(cuda ? rows * 3 * 64 * 2 + 1024 : rows * 2 * 32 * 2);
 }
 
 // The widest row that a kernel holds in registers.
@@ -54,7 +54,7 @@ struct MoeGroupedPlan {
 // Decides how slots are dealt to blocks; the most blocks of a launch.
 int64_t deal(gpu::MoeGroupedParams& params);
 int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
-MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool amd);
+MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool cuda);
 
 // Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);

@@ -31,7 +31,8 @@ public:
     std::string why_not(int device) const;
     std::string describe() const;
     int multiprocessors(int device);
-    bool amd() const { return manifest_.vendor == "rocm"; }
+    // Whether the code objects are CUDA's; otherwise they are ROCm's.
+    bool is_cuda() const { return manifest_.vendor == "cuda"; }
     void launch(const Launch& launch, int device, void* stream);
 
 private:
