@@ -150,7 +150,7 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     check.require(experts <= gpu::MOE_MAX_EXPERTS, "logits has ", experts, " columns, expected 1 to ",
                   gpu::MOE_MAX_EXPERTS);
     check.require(k >= 1 && k <= experts, "ids.size(1) is ", k, ", expected 1 to ", experts, ", the number of experts");
-    check.require(n < int64_t(1) << 31, "there are ", n, " rows, expected fewer than 2^31");
+    check.require(n < runtime::MAX_THREADS / 32, "there are ", n, " rows, expected fewer than 2^27");
     args.ids = static_cast<int32_t*>(ids.data_ptr()), args.ids_stride = ids.stride(0);
     args.weights = static_cast<float*>(weights.data_ptr()), args.weights_stride = weights.stride(0);
     args.counts = static_cast<int32_t*>(counts.data_ptr());
@@ -207,7 +207,8 @@ void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x
     check.require(moe.experts <= gpu::MOE_MAX_EXPERTS, "gate_up has ", moe.experts, " experts, expected at most ",
                   gpu::MOE_MAX_EXPERTS, " for more than ", gpu::MOE_MAX_ROWS, " rows");
     const int64_t blocks = runtime::deal(args);
-    check.require(blocks < int64_t(1) << 31, "a launch would have ", blocks, " blocks, expected fewer than 2^31");
+    check.require(blocks < runtime::MAX_THREADS / gpu::MOE_BLOCK_THREADS, "a launch would have ", blocks,
+                  " blocks, expected fewer than 2^24");
     const Tensor scratch = torch::stable::new_empty(x, {runtime::scratch_bytes(args)}, ScalarType::Byte);
     const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().is_cuda());
     for (const runtime::Launch& each : plan.launches)

@@ -50,7 +50,7 @@ int64_t deal(gpu::MoeGroupedParams& p) {
     p.chunk = int32_t(parts(parts(slots, gpu::MOE_MAX_CHUNKS), THREADS) * THREADS);
     p.chunks = slots ? int32_t(parts(slots, p.chunk)) : 0;
     p.tile_count = int32_t((slots + std::min<int64_t>(p.moe.experts, slots) * (BLOCK - 1)) / BLOCK);
-    return std::max(up_blocks(p), down_blocks(p));
+    return std::max({up_blocks(p), down_blocks(p), int64_t(p.moe.rows)});
 }
 
 int64_t scratch_bytes(const gpu::MoeGroupedParams& p) {

@@ -22,6 +22,8 @@ inline unsigned slab_bytes(int64_t rows, bool cuda) {
 
 // The widest row that a kernel holds in registers.
 constexpr int64_t MAX_WIDTH = 16384;
+// A launch's threads count in 32 bits on AMD.
+constexpr int64_t MAX_THREADS = int64_t(1) << 32;
 constexpr int64_t MAX_RANK = 256;
 constexpr int64_t MAX_LOOP_DIM = 8192;
 // Of the columns of x and of the hidden units of an expert, so that blocks and columns count in 32 bits.

@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # A row stays in one block's registers; see csrc/runtime/plans.h.
 MAX_WIDTH, MAX_RANK, MAX_LOOP_DIM = 16384, 256, 8192
-MAX_ROWS, MAX_SCALES = 2**31, 2**20
+MAX_ROWS, MAX_SCALES, MAX_THREADS = 2**31, 2**20, 2**32
 # The experts' kernels stream the weights of few rows, and multiply blocks of more; see csrc/gpu/params.h.
 MAX_MOE_ROWS, MAX_MOE_CHOICES, MAX_MOE_SHARED, MAX_MOE_EXPERTS, MAX_MOE_WIDTH = 16, 256, 16, 1024, 2**22
 # (dc, dr) that the attention kernels have instances for, the widest head, and the most new tokens and heads.
@@ -88,8 +88,8 @@ def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> 
     rows, experts = logits.shape
     if experts > MAX_MOE_EXPERTS:
         return f"{experts} experts: the kernel takes up to {MAX_MOE_EXPERTS}"
-    if rows >= MAX_ROWS:
-        return f"{rows} rows: one launch takes fewer than 2^31"
+    if rows >= MAX_THREADS // 32:
+        return f"{rows} rows: one launch takes fewer than 2^27"
     return _why_not(logits, bias)
 
 
@@ -112,7 +112,8 @@ def _many_reason(
         return f"{what} and sizes that are no multiples of 8: the kernels take {MAX_MOE_ROWS} rows"
     tiles, dense = (rows * k + min(experts, rows * k) * 127) // 128, -(-rows // 128) if shared else 0
     up_blocks = tiles * -(-width // 64) + dense * sum(-(-size // 64) for size in widths)
-    if max(rows * (k + 1), up_blocks, (tiles + dense) * -(-columns // 128)) >= MAX_ROWS:
+    blocks = max(rows, up_blocks, (tiles + dense) * -(-columns // 128))
+    if rows * (k + 1) >= MAX_ROWS or blocks >= MAX_THREADS // 256:
         return f"{what}: more than one launch takes"
     matrices = {f"shared[{s}][{i}]": part for s, parts in enumerate(shared) for i, part in enumerate(parts)}
     return _alignment_reason(x=x, gate_up=gate_up, down=down, **matrices)

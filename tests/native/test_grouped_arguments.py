@@ -162,11 +162,20 @@ def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert few._reason("moe", *experts(17, 72, 40, 64, 4, torch.float16), shared) is None
 
 
-def test_more_blocks_than_a_launch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "width", "k"), [(2**24, 8, 1), (2**20, 2**17, 1), (2**23, 8, 255)], ids=["rows", "blocks", "slots"]
+)
+def test_more_than_a_launch_has(
+    fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch, rows: int, width: int, k: int
+) -> None:
+    """Rows that are all the same memory."""
     monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
-    with torch.device("meta"):
-        x = torch.empty(2**30, 8, dtype=torch.bfloat16)
-        ids, weights = torch.empty(2**30, 1, dtype=torch.int32), torch.empty(2**30, 1)
-        gate_up = torch.empty(1, 2, 2**15, 8, dtype=torch.bfloat16)
-        down = torch.empty(1, 8, 2**15, dtype=torch.bfloat16)
-    assert "more than one launch takes" in few._reason("moe_experts", x, ids, weights, gate_up, down)
+    one = few._valid((1, 8, 8, 1, 1), (), torch.bfloat16)
+    values = one | {name: one[name].expand(rows, -1) for name in ("x", "out")}
+    values["ids"], values["weights"] = torch.zeros(k).int().expand(rows, k), torch.zeros(k).expand(rows, k)
+    values["gate_up"] = torch.zeros(8, dtype=torch.bfloat16).expand(1, 2, width, 8)
+    values["down"] = torch.zeros(width, dtype=torch.bfloat16).expand(1, 8, width)
+    launches, error = _call(fake_ops, values)
+    assert "expected fewer than 2^" in error
+    assert not launches
+    assert "more than one launch takes" in few._reason("moe_experts", *(values[name] for name in few.NAMES[:5]))

@@ -297,6 +297,17 @@ def test_route_sentences(fake_ops: FakeOps, shape: tuple[int, int], k: int, said
     assert not launches
 
 
+def test_more_rows_than_route_has_threads(fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are all the same memory."""
+    monkeypatch.setattr(native, "gpu_missing", lambda device=0: None)
+    logits, ids, weights = (torch.zeros(1, dtype=kind).expand(2**27, 1) for kind in (HALF[2], torch.int32, HALF[0]))
+    counts = torch.zeros(1, dtype=torch.int32)
+    launches, error = _recorded(fake_ops, _Route, lambda: fake_ops.ops.moe_route(logits, None, ids, weights, counts))
+    assert "there are 134217728 rows, expected fewer than 2^27" in error
+    assert not launches
+    assert "fewer than 2^27" in _reason("moe_route", logits, None, 1)
+
+
 def _reason(op: str, *args: object) -> str | None:
     return next(row for row in dispatch.rows(op, "cuda") if row.name == "native").supports(*args)
 
