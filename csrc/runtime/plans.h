@@ -16,7 +16,7 @@ inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stri
 
 // Dynamic shared memory of block_tiles.h for slabs of so many rows: its STAGES times DEPTH numbers of each, and what
 // aligning them takes.
-inline unsigned slab_bytes(int64_t rows, bool cuda) {
+constexpr unsigned slab_bytes(int64_t rows, bool cuda) {
     return unsigned(cuda ? rows * 3 * 64 * 2 + 1024 : rows * 2 * 32 * 2);
 }
 
