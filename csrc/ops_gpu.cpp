@@ -285,26 +285,11 @@ void check_heads(const Checks& check, const gpu::MlaParams& p) {
                   " numbers, expected ", sizes, " where absorbed is False");
 }
 
-gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& p) {
-    gpu::MlaPrefillParams x{};
-    x.q_nope = p.q_nope, x.q_rope = p.q_rope, x.latent = p.latent, x.k_rope = p.k_rope;
-    x.seq_lens = p.seq_lens, x.block_table = p.block_table, x.out = p.out, x.lse = p.lse;
-    x.q_nope_b = p.q_nope_b, x.q_nope_t = p.q_nope_t, x.q_nope_h = p.q_nope_h;
-    x.q_rope_b = p.q_rope_b, x.q_rope_t = p.q_rope_t, x.q_rope_h = p.q_rope_h;
-    x.out_b = p.out_b, x.out_t = p.out_t, x.out_h = p.out_h, x.lse_b = int64_t(p.h) * p.t;
-    x.latent_b = p.latent_b, x.latent_s = p.latent_s, x.k_rope_b = p.k_rope_b, x.k_rope_s = p.k_rope_s;
-    x.table_b = p.table_b, x.b = p.b, x.t = p.t, x.h = p.h, x.dn = p.dn, x.dr = p.dr, x.dc = p.dc, x.dv = p.dv;
-    x.total = p.total, x.padded = int32_t((int64_t(p.total) + runtime::MLA_WHOLE_KEYS - 1) / runtime::MLA_WHOLE_KEYS *
-                                          runtime::MLA_WHOLE_KEYS);
-    x.page = p.page, x.causal = p.causal, x.wide_lens = p.wide_lens, x.wide_table = p.wide_table, x.scale = p.scale;
-    return x;
-}
-
 // Keys, and values transposed, so that both products of the attention find their contraction innermost. The heads are
 // independent of each other, and as many as fit the memory meant for them are served at a time.
 void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, const Tensor& like, Tensor latent,
                  Tensor w_uk, Tensor w_uv) {
-    gpu::MlaPrefillParams args = prefill_params(p);
+    gpu::MlaPrefillParams args = runtime::prefill_params(p);
     if (p.page || p.seq_lens || args.padded != p.total) {
         latent = torch::stable::new_empty(like, {p.b, args.padded, p.dc + p.dr});
         args.gathered = latent.data_ptr();

@@ -28,6 +28,20 @@ constexpr int BYTES[HEADS] = {gpu::MLA_PREFILL_BYTES<DEPTH, 64, 32, 64>, gpu::ML
 
 }  // namespace
 
+gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& p) {
+    gpu::MlaPrefillParams x{};
+    x.q_nope = p.q_nope, x.q_rope = p.q_rope, x.latent = p.latent, x.k_rope = p.k_rope;
+    x.seq_lens = p.seq_lens, x.block_table = p.block_table, x.out = p.out, x.lse = p.lse;
+    x.q_nope_b = p.q_nope_b, x.q_nope_t = p.q_nope_t, x.q_nope_h = p.q_nope_h;
+    x.q_rope_b = p.q_rope_b, x.q_rope_t = p.q_rope_t, x.q_rope_h = p.q_rope_h;
+    x.out_b = p.out_b, x.out_t = p.out_t, x.out_h = p.out_h, x.lse_b = int64_t(p.h) * p.t;
+    x.latent_b = p.latent_b, x.latent_s = p.latent_s, x.k_rope_b = p.k_rope_b, x.k_rope_s = p.k_rope_s;
+    x.table_b = p.table_b, x.b = p.b, x.t = p.t, x.h = p.h, x.dn = p.dn, x.dr = p.dr, x.dc = p.dc, x.dv = p.dv;
+    x.total = p.total, x.padded = int32_t(ceil_div(p.total, MLA_WHOLE_KEYS) * MLA_WHOLE_KEYS);
+    x.page = p.page, x.causal = p.causal, x.wide_lens = p.wide_lens, x.wide_table = p.wide_table, x.scale = p.scale;
+    return x;
+}
+
 // So many heads that their keys and values take no more than that, or one.
 int64_t heads_at_a_time(const gpu::MlaPrefillParams& p) {
     const int64_t bytes = int64_t(p.b) * p.padded * (p.dn + p.dv) * 2;

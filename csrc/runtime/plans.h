@@ -45,8 +45,9 @@ MoePlan plan(gpu::MoeParams& params);
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
 MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
 
-// Of the decompressed form: how many heads' keys and values are in memory at a time; what makes a ragged or paged
-// latent one tensor; the attention.
+// Of the decompressed form: what follows from the arguments alone; how many heads' keys and values are in memory at a
+// time; what makes a ragged or paged latent one tensor; the attention.
+gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
 int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
 Launch gather_plan(const gpu::MlaPrefillParams& params);
 Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, bool cuda);
