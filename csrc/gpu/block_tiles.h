@@ -90,29 +90,45 @@ OPENMYTHOS_DEVICE void wait_for_groups() {
 }
 
 // `begin(step, stage)` starts the loads of a step, `land(stage)` puts them where they belong, `multiply(stage)` uses
-// them: STAGES - 1 steps are on their way while one is multiplied.
-template <class Begin, class Land, class Multiply>
+// them: COUNT - 1 steps are on their way while one is multiplied.
+template <int COUNT = STAGES, class Begin, class Land, class Multiply>
 OPENMYTHOS_DEVICE void stream_slabs(int steps, Begin begin, Land land, Multiply multiply) {
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
+    for (int s = 0; s < COUNT - 1; s++) {
         if (s < steps) begin(s, s), land(s);
         close_group();
     }
-    int stage = 0, next = STAGES - 1;
+    int stage = 0, next = COUNT - 1;
     for (int s = 0; s < steps; s++) {
         // After this the stage of step s - 1 is free too: every wave has multiplied it.
-        wait_for_groups<STAGES - 2>();
-        const bool more = s + STAGES - 1 < steps;
-        if (more) begin(s + STAGES - 1, next);
+        wait_for_groups<COUNT - 2>();
+        const bool more = s + COUNT - 1 < steps;
+        if (more) begin(s + COUNT - 1, next);
         close_group();
         multiply(stage);
         if (more) land(next);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        next = next + 1 == STAGES ? 0 : next + 1;
+        stage = stage + 1 == COUNT ? 0 : stage + 1;
+        next = next + 1 == COUNT ? 0 : next + 1;
     }
 }
 
 // ---- products ---------------------------------------------------------------------------------------------------
+
+// The compiler neither reads a sum before nor adds to it after this.
+template <int N>
+OPENMYTHOS_DEVICE void hold(Sum (&sums)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+#ifdef OPENMYTHOS_HIP
+            asm volatile("" : "+v"(sums[n].x[i]));
+#else
+            asm volatile("" : "+f"(sums[n].x[i])::"memory");
+#endif
+        }
+    }
+}
 
 // How WAVES waves share ROWS x COLUMNS sums: M x N tiles of 16 x 16 each, ACROSS waves side by side.
 template <int ROWS, int COLUMNS, int WAVES, int ACROSS>
@@ -131,23 +147,30 @@ struct Block {
 #endif
 };
 
-// Numbers 16 k to 16 k + 15 of 16 rows of a slab.
-OPENMYTHOS_DEVICE Operand load_operand(const uint16_t* slab, int row, int k) {
+// An operand whose rows' chunks are where the lanes say: on AMD a lane has both of its row, on NVIDIA it names one, and
+// lanes 8 i to 8 i + 7 those of the i-th quarter.
+OPENMYTHOS_DEVICE Operand load_chunks(const uint16_t* first, [[maybe_unused]] const uint16_t* second = nullptr) {
     Operand x;
-    const int lane = lane_index();
 #ifdef OPENMYTHOS_HIP
-#pragma unroll
-    for (int j = 0; j < 2; j++)
-        x.words[j] = *reinterpret_cast<const Words*>(slab + slab_at(row + lane % TILE, 2 * k + j));
+    x.words[0] = *reinterpret_cast<const Words*>(first), x.words[1] = *reinterpret_cast<const Words*>(second);
 #else
-    // Lanes 8 i to 8 i + 7 name the rows of the i-th quarter.
-    const uint32_t at = shared_address(slab + slab_at(row + lane % TILE, 2 * k + lane / TILE));
+    const uint32_t at = shared_address(first);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
                  : "r"(at)
                  : "memory");
 #endif
     return x;
+}
+
+// Numbers 16 k to 16 k + 15 of 16 rows of a slab.
+OPENMYTHOS_DEVICE Operand load_operand(const uint16_t* slab, int row, int k) {
+    const int lane = lane_index();
+#ifdef OPENMYTHOS_HIP
+    return load_chunks(slab + slab_at(row + lane % TILE, 2 * k), slab + slab_at(row + lane % TILE, 2 * k + 1));
+#else
+    return load_chunks(slab + slab_at(row + lane % TILE, 2 * k + lane / TILE));
+#endif
 }
 
 #ifdef OPENMYTHOS_WGMMA
@@ -179,6 +202,11 @@ OPENMYTHOS_DEVICE uint64_t descriptor(const uint16_t* slab, int row, int k) {
                  "." type " {" registers "}, %" first ", %" second ", p, 1, 1, 0, 0;}"                         \
                  : __VA_ARGS__                                                                                 \
                  : "l"(a), "l"(b))
+#define OPENMYTHOS_WGMMA_REGISTERS(width, registers, a0, a1, a2, a3, second, type, ...)                        \
+    asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" width "k16.f32." type \
+                 "." type " {" registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" second ", p, 1, 1, 0;}"  \
+                 : __VA_ARGS__                                                                                 \
+                 : "r"(a.w[0]), "r"(a.w[1]), "r"(a.w[2]), "r"(a.w[3]), "l"(b))
 
 // sums += a b of 64 x 16 N x 16, both in shared memory. Asynchronous: the sums are nobody's before wait_for_products().
 template <class T, int N>
@@ -199,21 +227,34 @@ OPENMYTHOS_DEVICE void begin_product(Sum (&sums)[N], uint64_t a, uint64_t b) {
 #undef OPENMYTHOS_WGMMA_TYPED
 }
 
+// The same with 16 rows of the first matrix in each of the four waves' registers, which stay as they are until then
+// too.
+template <class T, int N>
+OPENMYTHOS_DEVICE void begin_product(Sum (&sums)[N], const Operand& a, uint64_t b) {
+    static_assert(N == 4 || N == 6 || N == 8);
+#define OPENMYTHOS_WGMMA_TYPED(type)                                                                                   \
+    if constexpr (N == 4)                                                                                              \
+        OPENMYTHOS_WGMMA_REGISTERS("64", OPENMYTHOS_REGISTERS4, "32", "33", "34", "35", "36", type, OPENMYTHOS_SUMS4); \
+    else if constexpr (N == 6)                                                                                         \
+        OPENMYTHOS_WGMMA_REGISTERS("96", OPENMYTHOS_REGISTERS6, "48", "49", "50", "51", "52", type, OPENMYTHOS_SUMS6); \
+    else                                                                                                               \
+        OPENMYTHOS_WGMMA_REGISTERS("128", OPENMYTHOS_REGISTERS8, "64", "65", "66", "67", "68", type, OPENMYTHOS_SUMS8)
+    if constexpr (__is_same(T, bf16)) {
+        OPENMYTHOS_WGMMA_TYPED("bf16");
+    } else {
+        OPENMYTHOS_WGMMA_TYPED("f16");
+    }
+#undef OPENMYTHOS_WGMMA_TYPED
+}
+
 OPENMYTHOS_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 template <int M, int N>
 OPENMYTHOS_DEVICE void wait_for_products(Sum (&sums)[M][N]) {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    // The compiler must not read a sum before.
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) asm volatile("" : "+f"(sums[m][n].x[i])::"memory");
-        }
-    }
+    for (int m = 0; m < M; m++) hold(sums[m]);
 }
 
 #endif

@@ -125,4 +125,26 @@ struct MlaParams {
     float scale;                                          // log2(e) is in it
 };
 
+// Bytes of shared memory for two stages of tiles of DEPTH keys, which is the depth of a slab (block_tiles.h): slabs of
+// keys, their rope part behind, and one of values.
+template <int DEPTH, int DN, int DR, int DV>
+constexpr int MLA_PREFILL_BYTES = 2 * 2 * DEPTH * ((DN + DR + DEPTH - 1) / DEPTH * DEPTH + DV);
+
+// Attention over keys and values of every head, and what gathers the latent that they are made from.
+struct MlaPrefillParams {
+    const void *q_nope, *q_rope;
+    const void *keys, *values;  // (b, keys, h dn) and, transposed, (b, h dv, keys), contiguous
+    const void *latent, *k_rope;
+    const void *seq_lens, *block_table;  // null: every sequence is full; the cache is not paged
+    void* gathered;                      // (b, padded, dc + dr): zero from a sequence's length on
+    void* out;
+    float* lse;
+    int64_t q_nope_b, q_nope_t, q_nope_h, q_rope_b, q_rope_t, q_rope_h, out_b, out_t, out_h, lse_b;
+    int64_t latent_b, latent_s, k_rope_b, k_rope_s, table_b;  // as in MlaParams
+    int32_t b, t, h, dn, dr, dc, dv;                          // h: heads of this launch
+    int32_t total, padded;                                    // keys of a full sequence; a multiple of 64 of them
+    int32_t page, causal, wide_lens, wide_table;
+    float scale;  // log2(e) is in it
+};
+
 }  // namespace openmythos::gpu

@@ -32,6 +32,9 @@ constexpr int64_t MAX_MOE_WIDTH = int64_t(1) << 22;
 // What the attention kernels have instances for, (dc, dr), and their other limits.
 constexpr int MLA_WIDTHS[][2] = {{256, 32}, {384, 32}, {512, 64}, {1024, 64}};
 constexpr int64_t MLA_MAX_HEAD = 256, MLA_MAX_NEW = 16;
+// (dn, dr, dv) of the decompressed form, and of how many keys its tiles have to be whole.
+constexpr int MLA_HEADS[][3] = {{64, 32, 64}, {96, 32, 96}, {128, 64, 128}};
+constexpr int64_t MLA_WHOLE_KEYS = 64;
 
 struct MlaPlan {
     Launch fold, shares, combine;
@@ -61,5 +64,12 @@ MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool cuda);
 // Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
 MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
+
+// Of the decompressed form: what follows from the arguments alone; how many heads' keys and values are in memory at a
+// time; what makes a ragged or paged latent one tensor; the attention.
+gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
+int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
+Launch gather_plan(const gpu::MlaPrefillParams& params);
+Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, bool cuda);
 
 }  // namespace openmythos::runtime

@@ -29,6 +29,8 @@ MAX_MOE_ROWS, MAX_MOE_CHOICES, MAX_MOE_SHARED, MAX_MOE_EXPERTS, MAX_MOE_WIDTH = 
 # (dc, dr) that the attention kernels have instances for, the widest head, and the most new tokens and heads.
 LATENTS = ((256, 32), (384, 32), (512, 64), (1024, 64))
 MAX_HEAD, MAX_NEW, MAX_HEADS = 256, 16, 65535
+# (dn, dr, dv) of the decompressed form
+HEADS = ((64, 32, 64), (96, 32, 96), (128, 64, 128))
 
 
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
@@ -166,29 +168,46 @@ def _index_reason(device: torch.device, **tensors: torch.Tensor | None) -> str |
     return None
 
 
-def _mla_supports(
-    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form="decompressed"
-) -> str | None:
-    if form != "absorbed":
-        return f"form {form!r}: the kernels have the absorbed form"
-    batch, new, heads, dn = q_nope.shape
-    dc, dr, dv = latent.shape[2], k_rope.shape[2], w_uv.shape[1]
-    total = latent.shape[1] if block_table is None else latent.shape[1] * block_table.shape[1]
+def _absorbed_reason(new: int, dn: int, dr: int, dc: int, dv: int) -> str | None:
     if (dc, dr) not in LATENTS:
         return f"a latent of {dc} + {dr} columns: the kernels take {', '.join(f'{a} + {b}' for a, b in LATENTS)}"
     if max(dn, dv) > MAX_HEAD:
         return f"head sizes dn={dn} and dv={dv}: the kernels take up to {MAX_HEAD}"
-    if new > MAX_NEW:
-        return f"{new} new tokens: the kernels are for up to {MAX_NEW}"
+    return f"{new} new tokens: the kernels of the absorbed form are for up to {MAX_NEW}" if new > MAX_NEW else None
+
+
+def _decompressed_reason(dtype: torch.dtype, dn: int, dr: int, dc: int, dv: int) -> str | None:
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"dtype {dtype}: the kernels of the decompressed form are bfloat16 and float16"
+    if (dn, dr, dv) not in HEADS:
+        return f"heads of (dn, dr, dv)={(dn, dr, dv)}: the kernels take {', '.join(map(str, HEADS))}"
+    return f"a latent of {dc} columns: the kernels take a multiple of 8" if dc % 8 else None
+
+
+def _mla_supports(
+    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form="decompressed"
+) -> str | None:
+    batch, new, heads, dn = q_nope.shape
+    dc, dr, dv = latent.shape[2], k_rope.shape[2], w_uv.shape[1]
+    total = latent.shape[1] if block_table is None else latent.shape[1] * block_table.shape[1]
+    absorbed = form == "absorbed"
+    reason = _absorbed_reason(new, dn, dr, dc, dv) if absorbed else _decompressed_reason(q_nope.dtype, dn, dr, dc, dv)
+    if reason is not None:
+        return reason
+    if not absorbed and batch * (total + 64) >= MAX_ROWS:
+        return f"{batch} sequences of {total} keys: more than one launch takes"
     if heads > MAX_HEADS or batch * new * heads >= MAX_ROWS or total >= MAX_ROWS - 1024:
         return f"{batch} sequences of {new} tokens, {heads} heads and {total} keys: more than one launch takes"
     tensors = (q_nope, q_rope, latent, k_rope, w_uk, w_uv)
     if any(tensor.dtype != q_nope.dtype for tensor in tensors):
         return "the tensors have different dtypes"
+    vectors = {"latent": latent, "k_rope": k_rope, "w_uk": w_uk, "w_uv": w_uv}
+    if not absorbed:
+        vectors |= {"q_nope": q_nope, "q_rope": q_rope}
     return (
         _why_not(*tensors)
         or _index_reason(latent.device, seq_lens=seq_lens, block_table=block_table)
-        or _alignment_reason(latent=latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv)
+        or _alignment_reason(**vectors)
     )
 
 

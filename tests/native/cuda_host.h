@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -49,7 +50,8 @@ struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool done;
-    std::deque<std::vector<Copy>> groups;  // the last one is open
+    std::deque<std::vector<Copy>> groups;         // the last one is open
+    std::vector<std::function<void()>> products;  // of wgmma, under way
 };
 
 // As much as Hopper has for a block; the hardware's need not begin at a multiple of 1024 either.
@@ -194,17 +196,45 @@ inline uint32_t described(uint64_t descriptor, int row, int k) {
     return bits;
 }
 
-// sums += a b of 64 x 16 N x 16: of a wave's 16 rows, every lane its own.
-template <int N, class Sum>
-void wgmma(Sum (&sums)[N], uint64_t a, uint64_t b, bool bf16) {
-    const int wave = current / 32 % 4, lane = current % 32;
+// Products, too, happen when somebody waits for them: until then neither sums nor operands may be touched.
+inline void finish_products() {
+    for (const auto& product : threads[current].products) product();
+    threads[current].products.clear();
+}
+
+// sums += a b of 64 x 16 N x 16, for the numbers of this lane: `mine` gives those of a by row of its two, and k.
+template <int N, class Sum, class Mine>
+void add_products(Sum (&sums)[N], Mine mine, uint64_t b, bool bf16) {
+    const int lane = current % 32;
     for (int n = 0; n < N; n++) {
         for (int i = 0; i < 8; i++) {
-            const int row = wave * 16 + lane / 4 + i / 2 % 2 * 8, column = n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-            for (int k = 0; k < 16; k++)
-                sums[n].x[i] += to_float(described(a, row, k), bf16) * to_float(described(b, column, k), bf16);
+            const int column = n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+            for (int k = 0; k < 16; k++) sums[n].x[i] += mine(i / 2 % 2, k) * to_float(described(b, column, k), bf16);
         }
     }
+}
+
+// Of a wave's 16 rows, every lane its own.
+template <int N, class Sum>
+void wgmma(Sum (&sums)[N], uint64_t a, uint64_t b, bool bf16) {
+    threads[current].products.push_back([&sums, a, b, bf16] {
+        const int first = current / 32 % 4 * 16 + current % 32 / 4;
+        add_products(sums, [=](int row, int k) { return to_float(described(a, first + row * 8, k), bf16); }, b, bf16);
+    });
+}
+
+// The same with a wave's 16 rows of a in its registers, as mma.sync has them.
+template <int N, class Sum, class Operand>
+void wgmma(Sum (&sums)[N], const Operand& a, uint64_t b, bool bf16) {
+    threads[current].products.push_back([&sums, &a, b, bf16] {
+        const auto* given = exchange({a.w[0], a.w[1], a.w[2], a.w[3]});
+        const int first = current % 32 / 4 * 4;
+        float mine[2][16];
+        for (int row = 0; row < 2; row++)
+            for (int k = 0; k < 16; k++)
+                mine[row][k] = to_float(given[first + k % 8 / 2][row + k / 8 * 2] >> k % 2 * 16 & 0xffff, bf16);
+        add_products(sums, [&](int row, int k) { return mine[row][k]; }, b, bf16);
+    });
 }
 
 }  // namespace host

@@ -18,6 +18,8 @@ from tests.native.fake import FakeOps
 INSTRUCTIONS = {
     "cvt.f32.f16": "y = host::to_float(x.bits, false)",
     "cvt.rn.bf16.f32": "y = host::to_bf16(x)",
+    "cvt.rn.bf16x2.f32": "y = host::to_bf16(low) | uint32_t(host::to_bf16(high)) << 16",
+    "cvt.rn.f16x2.f32": "y = host::to_half(low) | uint32_t(host::to_half(high)) << 16",
     "cvt.rn.f16.f32": "y = host::to_half(x)",
     "ex2.approx": "y = std::exp2(x)",
     "lg2.approx": "y = std::log2(x)",
@@ -29,11 +31,17 @@ INSTRUCTIONS = {
     "fence.proxy.async": "(void)0",  # what follows is a barrier
     "ldmatrix.sync.aligned.m8n8.x4": "host::ldmatrix(x.w, at)",
     "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma": "host::wgmma(sums, a, b, type[0] == 'b')",
-    "wgmma.": "(void)0",  # products are finished when they begin
+    "wgmma.wait_group": "host::finish_products()",
+    "wgmma.": "(void)0",  # fences and groups: there is only waiting for all
     "movmatrix.sync.aligned.m8n8.trans": "y = host::movmatrix(x)",
 }
 # What the kernels of each file take.
-PARAMS = {"mla_attention": "MlaParams", "moe_grouped": "MoeGroupedParams", "moe_route": "MoeRouteParams"}
+PARAMS = {
+    "mla_attention": "MlaParams",
+    "mla_prefill": "MlaPrefillParams",
+    "moe_grouped": "MoeGroupedParams",
+    "moe_route": "MoeRouteParams",
+}
 HOPPER = "-D__CUDA_ARCH_FEAT_SM90_ALL"
 PAIR = re.compile(r': "=r"\((.+)\), "=r"\((.+)\)\s*: "l"\((.+)\)\)\Z')
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]')

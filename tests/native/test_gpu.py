@@ -11,7 +11,7 @@ from tests.native.moe_cases import SIZES, case, each_half, with_shared
 from tests.ops.cases import doubled, each_dtype, listed, randn
 from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
 from tests.ops.test_loop_step import step_args
-from tests.ops.test_mla_attention import MODELS, attention_inputs
+from tests.ops.test_mla_attention import MODELS, attention_inputs, paged
 from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 
@@ -139,6 +139,46 @@ def test_mla_attention_twice_is_equal(dtype: torch.dtype) -> None:
     args = _moved(attention_inputs(2, 2, 2049, 48, (128, 64, 512, 128), dtype))
     first, second = (_native("mla_attention", [*args, 0.1, True, None, None, "absorbed"]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@each_half
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(("new", "total"), [(17, 17), (100, 128), (129, 1000), (1024, 1024), (640, 4096)])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_mla_prefill(dtype: torch.dtype, new: int, total: int, causal: bool, model: tuple) -> None:
+    """Ragged, with one key and none; three heads, since heads are independent of each other."""
+    args = attention_inputs(4, new, total, 3, model[1], dtype)
+    lengths = torch.tensor([total, total // 2, 1, 0])
+    for b, length in enumerate(lengths):
+        args[2][b, length:] = float("nan")
+        args[3][b, length:] = float("nan")
+    _check("mla_attention", [*args, 0.1, causal, lengths, None, "decompressed"], (dtype, dtype))
+
+
+@each_half
+@pytest.mark.parametrize("total", [4096, 4100])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_mla_prefill_of_every_head_twice_is_equal(dtype: torch.dtype, total: int, model: tuple) -> None:
+    args = _moved([*attention_inputs(2, 600, total, *model, dtype), 0.1, True, None, None, "decompressed"])
+    first, second = (_native("mla_attention", args) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_half
+def test_mla_prefill_paged(dtype: torch.dtype) -> None:
+    args = attention_inputs(3, 129, 400, 3, (128, 64, 512, 128), dtype)
+    lengths = torch.tensor([391, 129, 5])
+    pools, table = paged(args, lengths.tolist(), 16, 2**30)
+    tail = (0.1, True, lengths, table, "decompressed")
+    found = _native("mla_attention", _moved([*pools, *tail]))
+    contiguous = (*tail[:3], None, "decompressed")
+    plain = reference.mla_attention(*args, *contiguous)
+    exact = reference.mla_attention(*(part.double() for part in args), *contiguous)
+    for name, mine, true, other in zip(("out", "lse"), found, exact, plain, strict=True):
+        assert_close(name, mine.cpu(), true, other, dtype)
 
 
 def test_captured_and_replayed() -> None:
