@@ -23,6 +23,10 @@
 #define OPENMYTHOS_KERNEL_SHARING(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #endif
 #define OPENMYTHOS_DEVICE __device__ __attribute__((always_inline)) inline
+// Shared memory of the size that the launch asks for.
+#ifndef OPENMYTHOS_DYNAMIC_SHARED
+#define OPENMYTHOS_DYNAMIC_SHARED(name) extern __shared__ Words name[]
+#endif
 
 namespace openmythos::gpu {
 
@@ -177,6 +181,32 @@ OPENMYTHOS_DEVICE f16 from_float<f16>(float x) {
 #endif
 }
 
+// Two numbers of 16 bits in one register, the first in its lower half.
+template <class T>
+OPENMYTHOS_DEVICE uint32_t packed(float low, float high) {
+#ifdef OPENMYTHOS_HIP
+    return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
+#else
+    uint32_t y;
+    if constexpr (__is_same(T, bf16))
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+#endif
+}
+
+// The same for numbers from 0 to 1, where a NaN need not stay one.
+template <class T>
+OPENMYTHOS_DEVICE uint32_t packed_probabilities(float low, float high) {
+#ifdef OPENMYTHOS_HIP
+    if constexpr (__is_same(T, bf16))
+        return __builtin_amdgcn_perm(__builtin_bit_cast(uint32_t, high) + 0x8000,
+                                     __builtin_bit_cast(uint32_t, low) + 0x8000, 0x07060302);
+#endif
+    return packed<T>(low, high);
+}
+
 OPENMYTHOS_DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 OPENMYTHOS_DEVICE float inverse_sqrt(float x) {
@@ -218,6 +248,16 @@ OPENMYTHOS_DEVICE int forgotten(int x) {
     return x;
 }
 
+// The same number, but what depends on it is worked out again in every round of a loop.
+OPENMYTHOS_DEVICE int renewed(int x) {
+#ifdef OPENMYTHOS_HIP
+    asm volatile("" : "+v"(x));
+#else
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // ---- memory -----------------------------------------------------------------------------------------------------
 
 // 16 bytes: what one load or store moves.
@@ -252,6 +292,16 @@ OPENMYTHOS_DEVICE Words load_shared_by_blocks(const void* p) {
 #endif
 }
 OPENMYTHOS_DEVICE void store_words(void* p, Words x) { *static_cast<Words*>(p) = x; }
+
+// *p += x in one go, for every thread of the device.
+OPENMYTHOS_DEVICE void add_atomically(int32_t* p, int32_t x) {
+#ifdef OPENMYTHOS_HIP
+    typedef __attribute__((address_space(1))) int32_t global_int32;
+    __hip_atomic_fetch_add((global_int32*)p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+#else
+    atomicAdd(p, x);
+#endif
+}
 
 // ---- matrix instructions ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -132,12 +133,6 @@ void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const 
     if (n) launch(check, runtime::plan(args, gpu_runtime().multiprocessors(check.device())));
 }
 
-void check_few(const Checks& check, int64_t rows, int64_t k) {
-    check.require(rows <= gpu::MOE_MAX_ROWS, "there are ", rows, " rows, expected at most ", gpu::MOE_MAX_ROWS);
-    check.require(rows * k <= gpu::MOE_MAX_SLOTS, "there are ", rows * k, " choices of experts, expected at most ",
-                  gpu::MOE_MAX_SLOTS);
-}
-
 void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& ids, const Tensor& weights,
                const Tensor& counts) {
     Checks check("moe_route", OPENMYTHOS_GPU_WHERE);
@@ -155,12 +150,17 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     check.require(experts <= gpu::MOE_MAX_EXPERTS, "logits has ", experts, " columns, expected 1 to ",
                   gpu::MOE_MAX_EXPERTS);
     check.require(k >= 1 && k <= experts, "ids.size(1) is ", k, ", expected 1 to ", experts, ", the number of experts");
-    check_few(check, n, k);
+    check.require(n < runtime::MAX_THREADS / 32, "there are ", n, " rows, expected fewer than 2^27");
     args.ids = static_cast<int32_t*>(ids.data_ptr()), args.ids_stride = ids.stride(0);
     args.weights = static_cast<float*>(weights.data_ptr()), args.weights_stride = weights.stride(0);
     args.counts = static_cast<int32_t*>(counts.data_ptr());
     args.rows = int32_t(n), args.experts = int32_t(experts), args.k = int32_t(k);
-    launch(check, runtime::plan(args));
+    const runtime::Launch plan = runtime::plan(args);
+    if (args.add_counts) {
+        torch::stable::Tensor zeros = counts.stable();
+        torch::stable::zero_(zeros);
+    }
+    launch(check, plan);
 }
 
 void check_moe_width(const Checks& check, const char* name, const char* what, int64_t width) {
@@ -195,6 +195,26 @@ void moe_shared(const Checks& check, const Tensor& x, const std::vector<Tensor>&
     args.shared_count = int32_t(gate.size()), args.shared_width = int32_t(column);
 }
 
+// More rows, or more choices, than the kernels that stream the weights take.
+void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x) {
+    gpu::MoeGroupedParams args{};
+    args.moe = moe;
+    check.dtype(x, "x", {ScalarType::BFloat16, ScalarType::Half});
+    args.moe.aligned = runtime::is_aligned(moe);
+    check.require(args.moe.aligned && runtime::is_aligned(moe.out), "there are ", moe.rows, " rows and ", moe.slots,
+                  " choices of experts, expected at most ", gpu::MOE_MAX_ROWS, " and ", gpu::MOE_MAX_SLOTS,
+                  " where sizes are no multiples of 8 or rows begin elsewhere than at 16 bytes");
+    check.require(moe.experts <= gpu::MOE_MAX_EXPERTS, "gate_up has ", moe.experts, " experts, expected at most ",
+                  gpu::MOE_MAX_EXPERTS, " for more than ", gpu::MOE_MAX_ROWS, " rows");
+    const int64_t blocks = runtime::deal(args);
+    check.require(blocks < runtime::MAX_THREADS / gpu::MOE_BLOCK_THREADS, "a launch would have ", blocks,
+                  " blocks, expected fewer than 2^24");
+    const auto scratch = torch::stable::new_empty(x.stable(), {runtime::scratch_bytes(args)}, ScalarType::Byte);
+    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().is_cuda());
+    for (const runtime::Launch& each : plan.launches)
+        if (each.grid.x) launch(check, each);
+}
+
 void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate_up, const Tensor& down,
          std::vector<Tensor> shared_gate, std::vector<Tensor> shared_up, std::vector<Tensor> shared_down,
          const Tensor& out) {
@@ -214,7 +234,8 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     check.same_type(gate_up, "gate_up", x, "x");
     check.same_type(down, "down", x, "x");
     check.same_type(out, "out", x, "x");
-    check_few(check, n, k);
+    check.require(n + n * k < int64_t(1) << 31, "there are ", n, " rows with ", k,
+                  " experts each, expected fewer than 2^31 in all");
     check_moe_width(check, "x", "columns", d);
     check_moe_width(check, "gate_up", "hidden units an expert", width);
     check.require(experts < int64_t(1) << 31, "gate_up has ", experts, " experts, expected fewer than 2^31");
@@ -228,6 +249,7 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     for (int axis = 0; axis < 3; axis++) args.gate_up_strides[axis] = gate_up.stride(axis);
     for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = down.stride(axis);
     if (n == 0) return;
+    if (n > gpu::MOE_MAX_ROWS || args.slots > gpu::MOE_MAX_SLOTS) return moe_grouped(check, args, x);
     // Freed when this returns: torch hands the memory out again to work on the same stream only.
     const auto act = torch::stable::new_empty(x.stable(), {args.slots * width + n * args.shared_width});
     args.act = act.data_ptr();
@@ -272,18 +294,65 @@ void check_widths(const Checks& check, const gpu::MlaParams& p) {
     check.require(false, "latent and k_rope have ", p.dc, " and ", p.dr, " columns, expected ", pairs);
 }
 
+void check_heads(const Checks& check, const gpu::MlaParams& p) {
+    std::string sizes;
+    for (const auto& [dn, dr, dv] : runtime::MLA_HEADS) {
+        if (dn == p.dn && dr == p.dr && dv == p.dv) return;
+        sizes += (sizes.empty() ? "" : " or ") + std::to_string(dn) + ", " + std::to_string(dr) + " and " +
+                 std::to_string(dv);
+    }
+    check.require(false, "q_nope, q_rope and w_uv have heads of ", p.dn, ", ", p.dr, " and ", p.dv,
+                  " numbers, expected ", sizes, " where absorbed is False");
+}
+
+// Keys, and values transposed, so that both products of the attention find their contraction innermost. The heads are
+// independent of each other, and as many as fit the memory meant for them are served at a time.
+void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, const torch::stable::Tensor& like,
+                 torch::stable::Tensor latent, torch::stable::Tensor w_uk, torch::stable::Tensor w_uv) {
+    gpu::MlaPrefillParams args = runtime::prefill_params(p);
+    if (p.page || p.seq_lens || args.padded != p.total) {
+        latent = torch::stable::new_empty(like, {p.b, args.padded, p.dc + p.dr});
+        args.gathered = latent.data_ptr();
+        if (latent.numel()) launch(check, runtime::gather_plan(args));
+        args.k_rope = static_cast<const uint16_t*>(args.gathered) + p.dc;
+        args.k_rope_b = latent.stride(0), args.k_rope_s = latent.stride(1);
+        latent = torch::stable::narrow(latent, 2, 0, p.dc);
+    }
+    const int64_t most = runtime::heads_at_a_time(args);
+    for (int64_t head = 0; head < p.h; head += most) {
+        const int64_t heads = std::min(most, p.h - head);
+        const auto rows = [&](torch::stable::Tensor& w) {
+            return torch::stable::unsqueeze(torch::stable::flatten(torch::stable::narrow(w, 0, head, heads), 0, 1), 0);
+        };
+        const auto keys = torch::stable::matmul(latent, torch::stable::transpose(rows(w_uk), 1, 2));
+        const auto values = torch::stable::matmul(rows(w_uv), torch::stable::transpose(latent, 1, 2));
+        gpu::MlaPrefillParams part = args;
+        const auto from = [&](const void* tensor, int64_t stride) {
+            return static_cast<const uint16_t*>(tensor) + head * stride;
+        };
+        part.keys = keys.data_ptr(), part.values = values.data_ptr(), part.h = int32_t(heads);
+        part.q_nope = from(p.q_nope, p.q_nope_h), part.q_rope = from(p.q_rope, p.q_rope_h);
+        part.out = static_cast<uint16_t*>(p.out) + head * p.out_h;
+        if (p.lse) part.lse = p.lse + head * p.t;
+        launch(check, runtime::plan(part, type, gpu_runtime().is_cuda()));
+    }
+}
+
 void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& latent, const Tensor& k_rope,
                    const Tensor& w_uk, const Tensor& w_uv, double scale, bool causal,
                    const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& block_table, bool absorbed,
                    const Tensor& out, const std::optional<Tensor>& lse) {
     Checks check("mla_attention", OPENMYTHOS_GPU_WHERE);
-    check.require(absorbed, "absorbed is False, expected True: the GPU kernels have no other form");
     gpu::MlaParams args{};
     const gpu::Type type = gpu_type(check, q_nope, "q_nope");
     check.shape(q_nope, "q_nope", {-1, -1, -1, -1});
     const int64_t b = q_nope.size(0), t = q_nope.size(1), h = q_nope.size(2), dn = q_nope.size(3);
     constexpr int64_t MOST = int64_t(1) << 31;
-    check.require(t <= runtime::MLA_MAX_NEW, "q_nope has ", t, " tokens, expected at most ", runtime::MLA_MAX_NEW);
+    if (absorbed)
+        check.require(t <= runtime::MLA_MAX_NEW, "q_nope has ", t, " tokens, expected at most ", runtime::MLA_MAX_NEW,
+                      " where absorbed is True");
+    else
+        check.dtype(q_nope, "q_nope", {ScalarType::BFloat16, ScalarType::Half});
     check.require(h < 65536, "q_nope has ", h, " heads, expected fewer than 65536");
     check.require(b < MOST && b * t * h < MOST, "q_nope has ", b, " sequences of ", t, " tokens and ", h,
                   " heads, expected a product below 2^31");
@@ -313,7 +382,17 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     check.require(total < MOST - 1024, "there are ", total, " keys, expected fewer than 2^31 - 1024");
     args.b = int32_t(b), args.t = int32_t(t), args.h = int32_t(h), args.dn = int32_t(dn), args.dr = int32_t(dr);
     args.dc = int32_t(dc), args.dv = int32_t(dv), args.total = int32_t(total), args.causal = causal;
-    check_widths(check, args);
+    if (absorbed) {
+        check_widths(check, args);
+    } else {
+        check_heads(check, args);
+        check.require(dc % runtime::VEC == 0, "latent has ", dc, " columns, expected a multiple of ", runtime::VEC);
+        check.require(b * (total + runtime::MLA_WHOLE_KEYS) < MOST, "there are ", b, " sequences of ", total,
+                      " keys, expected a product below 2^31");
+        aligned(check, q_nope, "q_nope", {b, t, h, dn}, q_nope);
+        aligned(check, q_rope, "q_rope", {b, t, h, dr}, q_nope);
+        aligned(check, out, "out", {b, t, h, dv}, q_nope);
+    }
     args.q_nope = q_nope.data_ptr(), args.q_rope = q_rope.data_ptr(), args.out = out.data_ptr();
     args.q_nope_b = q_nope.stride(0), args.q_nope_t = q_nope.stride(1), args.q_nope_h = q_nope.stride(2);
     args.q_rope_b = q_rope.stride(0), args.q_rope_t = q_rope.stride(1), args.q_rope_h = q_rope.stride(2);
@@ -323,6 +402,10 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     args.w_uv_v = w_uv.stride(1), args.out_b = out.stride(0), args.out_t = out.stride(1), args.out_h = out.stride(2);
     args.scale = float(scale * 1.4426950408889634);
     if (b * t * h == 0) return;
+    if (!absorbed) {
+        mla_prefill(check, args, type, q_nope.stable(), latent.stable(), w_uk.stable(), w_uv.stable());
+        return;
+    }
     const int64_t bytes = runtime::scratch_bytes(args, type, gpu_runtime().multiprocessors(check.device()));
     const auto scratch = torch::stable::new_empty(q_nope.stable(), {bytes}, ScalarType::Byte);
     const runtime::MlaPlan plan = runtime::plan(args, type, scratch.data_ptr());

@@ -23,18 +23,26 @@ OPENMYTHOS_DEVICE int load_index(const void* p, bool wide, int64_t i) {
     return wide ? int(static_cast<const int64_t*>(p)[i]) : static_cast<const int32_t*>(p)[i];
 }
 
-OPENMYTHOS_DEVICE KeyPlace place_of(const MlaParams& p, int batch, int key) {
+template <class Params>
+OPENMYTHOS_DEVICE int length_of(const Params& p, int batch) {
+    if (!p.seq_lens) return p.total;
+    const int length = load_index(p.seq_lens, p.wide_lens, batch);
+    return length < 0 ? 0 : length < p.total ? length : p.total;
+}
+
+template <class Params>
+OPENMYTHOS_DEVICE KeyPlace place_of(const Params& p, int batch, int key) {
     if (!p.page) return {batch, key};
     uint32_t page = uint32_t(key) / uint32_t(p.page);
     return {load_index(p.block_table, p.wide_table, batch * p.table_b + page), key - int(page) * p.page};
 }
 
-template <class T>
-OPENMYTHOS_DEVICE const T* latent_at(const MlaParams& p, KeyPlace key) {
+template <class T, class Params>
+OPENMYTHOS_DEVICE const T* latent_at(const Params& p, KeyPlace key) {
     return static_cast<const T*>(p.latent) + key.sequence * p.latent_b + key.row * p.latent_s;
 }
-template <class T>
-OPENMYTHOS_DEVICE const T* k_rope_at(const MlaParams& p, KeyPlace key) {
+template <class T, class Params>
+OPENMYTHOS_DEVICE const T* k_rope_at(const Params& p, KeyPlace key) {
     return static_cast<const T*>(p.k_rope) + key.sequence * p.k_rope_b + key.row * p.k_rope_s;
 }
 
@@ -50,11 +58,7 @@ OPENMYTHOS_DEVICE Share share_of(const MlaParams& p) {
     x.rows = p.t * p.h;
     const int blocks = (x.rows + ROWS - 1) / ROWS;
     x.batch = block_index() / blocks, x.first_row = block_index() % blocks * ROWS;
-    x.length = p.total;
-    if (p.seq_lens) {
-        int length = load_index(p.seq_lens, p.wide_lens, x.batch);
-        x.length = length < 0 ? 0 : length < p.total ? length : p.total;
-    }
+    x.length = length_of(p, x.batch);
     const int share = ((x.length + p.splits - 1) / p.splits + KEYS - 1) / KEYS * KEYS;
     x.start = int64_t(block_index_y()) * share < x.length ? block_index_y() * share : x.length;
     x.stop = share < x.length - x.start ? x.start + share : x.length;

@@ -1,7 +1,8 @@
 #include "rows.h"
 
 // The k largest of logits + bias, ties to the lower id and NaN as -inf, weighed by the softmax of their raw logits, and
-// how many rows chose each expert. One block: a wave a row, scores in registers, so that k choices are k reductions.
+// how many rows chose each expert. A wave a row, scores in registers, so that k choices are k reductions. Up to 16 rows
+// are one block; more add up their counts, which are whole numbers: any order gives the same.
 
 namespace openmythos::gpu {
 
@@ -34,10 +35,14 @@ OPENMYTHOS_DEVICE float exp_nonpositive(float x) {
 
 template <int EACH>
 OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
-    __shared__ int chosen[MOE_MAX_SLOTS];
-    const int row = wave_index(), lane = lane_index();
-    const AnyRow logits = AnyRow::of(p.logits, row < p.rows ? row : 0);
-    if (row < p.rows) {
+    __shared__ int chosen[ROUTE_MAX_CHOICES];
+    const int first = block_index() * p.rows_per_block, lane = lane_index();
+    const int rows = p.rows - first < p.rows_per_block ? p.rows - first : p.rows_per_block;
+    const bool is_there = wave_index() < rows;
+    const int row = is_there ? first + wave_index() : 0;
+    int* const mine = chosen + wave_index() * p.k;
+    const AnyRow logits = AnyRow::of(p.logits, row);
+    if (is_there) {
         int keys[EACH];
 #pragma unroll
         for (int j = 0; j < EACH; j++) {
@@ -52,15 +57,14 @@ OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
                 if (keys[j] > best) best = keys[j], at = j;
             int expert = at * WAVE + lane;
             wave_best(best, expert);
-            if (lane == 0) chosen[row * p.k + i] = expert;
+            if (lane == 0) mine[i] = expert;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
                 if (j * WAVE + lane == expert) keys[j] = TAKEN;
         }
     }
     sync_block();
-    if (row < p.rows) {
-        const int* mine = chosen + row * p.k;
+    if (is_there) {
         float top = -__builtin_inff(), sum = 0.f;
         for (int i = lane; i < p.k; i += WAVE) top = __builtin_fmaxf(top, load_any(logits.p, logits.type, mine[i]));
         top = wave_max(top);
@@ -74,14 +78,17 @@ OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
     }
     for (int e = thread_index(); e < p.experts; e += block_threads()) {
         int count = 0;
-        for (int s = 0; s < p.rows * p.k; s++) count += chosen[s] == e;
-        p.counts[e] = count;
+        for (int s = 0; s < rows * p.k; s++) count += chosen[s] == e;
+        if (!p.add_counts)
+            p.counts[e] = count;
+        else if (count)
+            add_atomically(p.counts + e, count);
     }
 }
 
-#define OPENMYTHOS_MOE_ROUTE(experts)                                                               \
-    OPENMYTHOS_KERNEL(MOE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteParams p) { \
-        moe_route<experts / WAVE>(p);                                                               \
+#define OPENMYTHOS_MOE_ROUTE(experts)                                                                 \
+    OPENMYTHOS_KERNEL(ROUTE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteParams p) { \
+        moe_route<experts / WAVE>(p);                                                                 \
     }
 
 OPENMYTHOS_MOE_ROUTE(64)

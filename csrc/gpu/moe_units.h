@@ -7,13 +7,14 @@
 
 namespace openmythos::gpu {
 
-// The expert that a slot chose, -1 where its id is none.
-OPENMYTHOS_DEVICE int expert_of(const MoeParams& p, int slot) {
-    const int64_t at = int64_t(slot / p.k) * p.ids_stride + slot % p.k;
+// The expert that a row chose as its j-th, -1 where the id is none.
+OPENMYTHOS_DEVICE int expert_of(const MoeParams& p, int row, int j) {
+    const int64_t at = row * p.ids_stride + j;
     const int64_t id =
         p.ids_bytes == 8 ? static_cast<const int64_t*>(p.ids)[at] : static_cast<const int32_t*>(p.ids)[at];
     return id >= 0 && id < p.experts ? int(id) : -1;
 }
+OPENMYTHOS_DEVICE int expert_of(const MoeParams& p, int slot) { return expert_of(p, slot / p.k, slot % p.k); }
 
 // Where in `act` the activations of a shared expert begin for row 0.
 OPENMYTHOS_DEVICE int64_t shared_offset(const MoeParams& p, int s) {

@@ -41,8 +41,12 @@ struct LoopStepParams {
     float frequency_hi, frequency_lo;
 };
 
-// The experts of few rows. A slot is one of the N k choices of an expert; a hidden unit is a row of gate and of up.
+// The experts. A slot is one of the N k choices of an expert; a hidden unit is a row of gate and of up. MOE_MAX_ROWS
+// and MOE_MAX_SLOTS are for the kernels of few rows.
 constexpr int MOE_MAX_ROWS = 16, MOE_MAX_SLOTS = 256, MOE_MAX_SHARED = 16, MOE_MAX_EXPERTS = 1024;
+
+// A block chooses for so many rows at most, and makes so many choices.
+constexpr int ROUTE_MAX_ROWS = 16, ROUTE_MAX_CHOICES = 1024;
 
 struct MoeRouteParams {
     Rows logits;
@@ -50,7 +54,10 @@ struct MoeRouteParams {
     int32_t *ids, *counts;
     float* weights;
     int64_t ids_stride, weights_stride;
-    int32_t rows, experts, k, unused;
+    int32_t rows, experts, k;
+    int32_t rows_per_block;
+    int32_t add_counts;  // to what is in counts, since there are several blocks
+    int32_t unused;
 };
 
 struct MoeShared {
@@ -81,6 +88,26 @@ struct MoeParams {
     MoeShared shared[MOE_MAX_SHARED];
 };
 
+// The experts of many rows: a block has 128 rows of one expert, sorted slots or rows, and 128 columns of a product.
+constexpr int MOE_BLOCK = 128, MOE_BLOCK_THREADS = 256, MOE_MAX_CHUNKS = 64;
+
+struct MoeTile {
+    int32_t expert;      // -1: there are fewer tiles
+    int32_t first, end;  // positions among the sorted slots
+    int32_t unused;
+};
+
+struct MoeGroupedParams {
+    MoeParams moe;  // hidden_per_block and what follows from it are those of these kernels
+    MoeTile* tiles;
+    int32_t* counts;        // (chunks, experts): slots of each chunk
+    int32_t* slots;         // by position: sorted by expert, in order within each
+    void* y;                // (slots, d), then (rows, d) of the shared experts; like act in the type of x
+    int32_t chunk, chunks;  // slots that a block sorts, and how many blocks
+    int32_t tile_count;     // at most so many tiles
+    int32_t unused;
+};
+
 struct MlaParams {
     const void *q_nope, *q_rope, *latent, *k_rope, *w_uk, *w_uv;
     void* out;
@@ -96,6 +123,28 @@ struct MlaParams {
     int32_t page, splits, causal, wide_lens, wide_table;  // wide: of 64 bits
     int32_t columns;                                      // of out for each block of the combination: 16 or more
     float scale;                                          // log2(e) is in it
+};
+
+// Bytes of shared memory for two stages of tiles of DEPTH keys, which is the depth of a slab (block_tiles.h): slabs of
+// keys, their rope part behind, and one of values.
+template <int DEPTH, int DN, int DR, int DV>
+constexpr int MLA_PREFILL_BYTES = 2 * 2 * DEPTH * ((DN + DR + DEPTH - 1) / DEPTH * DEPTH + DV);
+
+// Attention over keys and values of every head, and what gathers the latent that they are made from.
+struct MlaPrefillParams {
+    const void *q_nope, *q_rope;
+    const void *keys, *values;  // (b, keys, h dn) and, transposed, (b, h dv, keys), contiguous
+    const void *latent, *k_rope;
+    const void *seq_lens, *block_table;  // null: every sequence is full; the cache is not paged
+    void* gathered;                      // (b, padded, dc + dr): zero from a sequence's length on
+    void* out;
+    float* lse;
+    int64_t q_nope_b, q_nope_t, q_nope_h, q_rope_b, q_rope_t, q_rope_h, out_b, out_t, out_h, lse_b;
+    int64_t latent_b, latent_s, k_rope_b, k_rope_s, table_b;  // as in MlaParams
+    int32_t b, t, h, dn, dr, dc, dv;                          // h: heads of this launch
+    int32_t total, padded;                                    // keys of a full sequence; a multiple of 64 of them
+    int32_t page, causal, wide_lens, wide_table;
+    float scale;  // log2(e) is in it
 };
 
 }  // namespace openmythos::gpu

@@ -25,7 +25,9 @@ constexpr Pair PAIRS[gpu::TYPES][2] = {{one_row("openmythos_moe_up_f32_rows1", "
                                         tiles("openmythos_moe_up_f16_rows16", "openmythos_moe_down_f16_rows16")}};
 constexpr Pair ANY = vectors("openmythos_moe_up_any", "openmythos_moe_down_any");
 
-bool is_fast(const gpu::MoeParams& p) {
+}  // namespace
+
+bool is_aligned(const gpu::MoeParams& p) {
     const int64_t size = size_of(p.x.type);
     const auto whole = [&](const void* data, int64_t stride) { return is_aligned(data) && stride * size % 16 == 0; };
     bool fast = p.d % VEC == 0 && p.width % VEC == 0 && whole(p.x.data, p.x.stride);
@@ -39,11 +41,9 @@ bool is_fast(const gpu::MoeParams& p) {
     return fast;
 }
 
-}  // namespace
-
 // Fills in `aligned`, and how the first launch's blocks are dealt to experts.
 MoePlan plan(gpu::MoeParams& p) {
-    p.aligned = is_fast(p);
+    p.aligned = is_aligned(p);
     const Pair& pair = p.aligned ? PAIRS[int(p.x.type)][p.rows > 1] : ANY;
     p.hidden_per_block = pair.hidden;
     const auto blocks = [&](int64_t width) { return (width + pair.hidden - 1) / pair.hidden; };

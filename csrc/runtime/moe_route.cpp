@@ -4,12 +4,15 @@
 
 namespace openmythos::runtime {
 
-// One block, a wave a row: counts then need no other block's.
+// A wave a row. One block where that has room for all rows: counts then need no other block's.
 Launch plan(gpu::MoeRouteParams& p) {
+    p.rows_per_block = std::min({gpu::ROUTE_MAX_ROWS, gpu::ROUTE_MAX_CHOICES / p.k, std::max(p.rows, 1)});
+    const unsigned blocks = unsigned(std::max((p.rows + int64_t(p.rows_per_block) - 1) / p.rows_per_block, int64_t(1)));
+    p.add_counts = blocks > 1;
     const char* kernel = p.experts <= 64    ? "openmythos_moe_route_experts64"
                          : p.experts <= 256 ? "openmythos_moe_route_experts256"
                                             : "openmythos_moe_route_experts1024";
-    return {"moe_route", kernel, {1, 1, 1, unsigned(32 * std::max(p.rows, 1)), 0}, &p};
+    return {"moe_route", kernel, {blocks, 1, 1, unsigned(32 * p.rows_per_block), 0}, &p};
 }
 
 }  // namespace openmythos::runtime

@@ -14,8 +14,16 @@ inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 :
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 
+// Dynamic shared memory of block_tiles.h for slabs of so many rows: its STAGES times DEPTH numbers of each, and what
+// aligning them takes.
+constexpr unsigned slab_bytes(int64_t rows, bool cuda) {
+    return unsigned(cuda ? rows * 3 * 64 * 2 + 1024 : rows * 2 * 32 * 2);
+}
+
 // The widest row that a kernel holds in registers.
 constexpr int64_t MAX_WIDTH = 16384;
+// A launch's threads count in 32 bits on AMD.
+constexpr int64_t MAX_THREADS = int64_t(1) << 32;
 constexpr int64_t MAX_RANK = 256;
 constexpr int64_t MAX_LOOP_DIM = 8192;
 // Of the columns of x and of the hidden units of an expert, so that blocks and columns count in 32 bits.
@@ -24,6 +32,9 @@ constexpr int64_t MAX_MOE_WIDTH = int64_t(1) << 22;
 // What the attention kernels have instances for, (dc, dr), and their other limits.
 constexpr int MLA_WIDTHS[][2] = {{256, 32}, {384, 32}, {512, 64}, {1024, 64}};
 constexpr int64_t MLA_MAX_HEAD = 256, MLA_MAX_NEW = 16;
+// (dn, dr, dv) of the decompressed form, and of how many keys its tiles have to be whole.
+constexpr int MLA_HEADS[][3] = {{64, 32, 64}, {96, 32, 96}, {128, 64, 128}};
+constexpr int64_t MLA_WHOLE_KEYS = 64;
 
 struct MlaPlan {
     Launch fold, shares, combine;
@@ -38,8 +49,27 @@ struct MoePlan {
     Launch up, down;
 };
 MoePlan plan(gpu::MoeParams& params);
+// Every row of x and of the weights begins at 16 bytes, and every size is a multiple of VEC.
+bool is_aligned(const gpu::MoeParams& params);
+
+// For more rows than that. Each launch reads what those before it wrote; one without blocks is none.
+struct MoeGroupedPlan {
+    Launch launches[5];
+};
+// Decides how slots are dealt to blocks; the most blocks of a launch.
+int64_t deal(gpu::MoeGroupedParams& params);
+int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
+MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool cuda);
+
 // Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
 MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
+
+// Of the decompressed form: what follows from the arguments alone; how many heads' keys and values are in memory at a
+// time; what makes a ragged or paged latent one tensor; the attention.
+gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
+int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
+Launch gather_plan(const gpu::MlaPrefillParams& params);
+Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, bool cuda);
 
 }  // namespace openmythos::runtime

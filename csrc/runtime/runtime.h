@@ -31,6 +31,8 @@ public:
     std::string why_not(int device) const;
     std::string describe() const;
     int multiprocessors(int device);
+    // Whether the code objects are CUDA's; otherwise they are ROCm's.
+    bool is_cuda() const { return manifest_.vendor == "cuda"; }
     void launch(const Launch& launch, int device, void* stream);
 
 private:

@@ -23,12 +23,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # A row stays in one block's registers; see csrc/runtime/plans.h.
 MAX_WIDTH, MAX_RANK, MAX_LOOP_DIM = 16384, 256, 8192
-MAX_ROWS, MAX_SCALES = 2**31, 2**20
-# The experts' kernels stream the weights of few rows; see csrc/gpu/params.h.
+MAX_ROWS, MAX_SCALES, MAX_THREADS = 2**31, 2**20, 2**32
+# The experts' kernels stream the weights of few rows, and multiply blocks of more; see csrc/gpu/params.h.
 MAX_MOE_ROWS, MAX_MOE_CHOICES, MAX_MOE_SHARED, MAX_MOE_EXPERTS, MAX_MOE_WIDTH = 16, 256, 16, 1024, 2**22
 # (dc, dr) that the attention kernels have instances for, the widest head, and the most new tokens and heads.
 LATENTS = ((256, 32), (384, 32), (512, 64), (1024, 64))
 MAX_HEAD, MAX_NEW, MAX_HEADS = 256, 16, 65535
+# (dn, dr, dv) of the decompressed form
+HEADS = ((64, 32, 64), (96, 32, 96), (128, 64, 128))
 
 
 def _why_not(*tensors: torch.Tensor | None) -> str | None:
@@ -88,19 +90,39 @@ def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     return f"loop_dim {loop_dim}: the kernel takes up to {MAX_LOOP_DIM}" if loop_dim > MAX_LOOP_DIM else None
 
 
-def _few_reason(rows: int, k: int) -> str | None:
-    if rows > MAX_MOE_ROWS:
-        return f"more than {MAX_MOE_ROWS} rows: {rows}, and the kernels are for decoding"
-    if rows * k > MAX_MOE_CHOICES:
-        return f"{rows * k} choices of experts: the kernels take up to {MAX_MOE_CHOICES}"
-    return None
-
-
 def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
     rows, experts = logits.shape
     if experts > MAX_MOE_EXPERTS:
         return f"{experts} experts: the kernel takes up to {MAX_MOE_EXPERTS}"
-    return _few_reason(rows, k) or _why_not(logits, bias)
+    if rows >= MAX_THREADS // 32:
+        return f"{rows} rows: one launch takes fewer than 2^27"
+    return _why_not(logits, bias)
+
+
+def _many_reason(
+    x: torch.Tensor,
+    k: int,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> str | None:
+    """Why the kernels that multiply blocks of rows do not serve the call."""
+    rows, what = x.shape[0], f"{x.shape[0]} rows with {k} choices of experts each"
+    if x.dtype == torch.float32:
+        return f"{what} in float32, which has no matrix instructions: the kernels take {MAX_MOE_ROWS} rows"
+    experts, columns, width = down.shape
+    if experts > MAX_MOE_EXPERTS:
+        return f"{what} and {experts} experts: the kernels take up to {MAX_MOE_EXPERTS}"
+    widths = [gate.shape[0] for gate, _, _ in shared]
+    if any(size % 8 for size in (columns, width, *widths)):
+        return f"{what} and sizes that are no multiples of 8: the kernels take {MAX_MOE_ROWS} rows"
+    tiles, dense = (rows * k + min(experts, rows * k) * 127) // 128, -(-rows // 128) if shared else 0
+    up_blocks = tiles * -(-width // 64) + dense * sum(-(-size // 64) for size in widths)
+    blocks = max(rows, up_blocks, (tiles + dense) * -(-columns // 128))
+    if rows * (k + 1) >= MAX_ROWS or blocks >= MAX_THREADS // 256:
+        return f"{what}: more than one launch takes"
+    matrices = {f"shared[{s}][{i}]": part for s, parts in enumerate(shared) for i, part in enumerate(parts)}
+    return _alignment_reason(x=x, gate_up=gate_up, down=down, **matrices)
 
 
 def _experts_supports(
@@ -111,9 +133,6 @@ def _experts_supports(
     down: torch.Tensor,
     shared: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (),
 ) -> str | None:
-    reason = _few_reason(*ids.shape)
-    if reason is not None:
-        return reason
     if len(shared) > MAX_MOE_SHARED:
         return f"{len(shared)} shared experts: the kernels take up to {MAX_MOE_SHARED}"
     matrices = [gate_up, down, *(matrix for expert in shared for matrix in expert)]
@@ -126,7 +145,10 @@ def _experts_supports(
     for width in (*down.shape[1:], *(gate.shape[0] for gate, _, _ in shared)):
         if not 1 <= width <= MAX_MOE_WIDTH:
             return f"experts of width {width}: the kernels take 1 to {MAX_MOE_WIDTH}"
-    return _why_not(x, weights, *matrices)
+    reason = _why_not(x, weights, *matrices)
+    if reason is not None or (ids.shape[0] <= MAX_MOE_ROWS and ids.numel() <= MAX_MOE_CHOICES):
+        return reason
+    return _many_reason(x, ids.shape[1], gate_up, down, shared)
 
 
 def _alignment_reason(**tensors: torch.Tensor) -> str | None:
@@ -152,30 +174,47 @@ def _index_reason(device: torch.device, **tensors: torch.Tensor | None) -> str |
     return None
 
 
-def _mla_supports(
-    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form="decompressed"
-) -> str | None:
-    if form != "absorbed":
-        return f"form {form!r}: the kernels have the absorbed form"
-    batch, new, heads, dn = q_nope.shape
-    dc, dr, dv = latent.shape[2], k_rope.shape[2], w_uv.shape[1]
-    total = latent.shape[1] if block_table is None else latent.shape[1] * block_table.shape[1]
+def _absorbed_reason(new: int, dn: int, dr: int, dc: int, dv: int) -> str | None:
     if (dc, dr) not in LATENTS:
         return f"a latent of {dc} + {dr} columns: the kernels take {', '.join(f'{a} + {b}' for a, b in LATENTS)}"
     if max(dn, dv) > MAX_HEAD:
         return f"head sizes dn={dn} and dv={dv}: the kernels take up to {MAX_HEAD}"
-    if new > MAX_NEW:
-        return f"{new} new tokens: the kernels are for up to {MAX_NEW}"
+    return f"{new} new tokens: the kernels of the absorbed form are for up to {MAX_NEW}" if new > MAX_NEW else None
+
+
+def _decompressed_reason(dtype: torch.dtype, dn: int, dr: int, dc: int, dv: int) -> str | None:
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"dtype {dtype}: the kernels of the decompressed form are bfloat16 and float16"
+    if (dn, dr, dv) not in HEADS:
+        return f"heads of (dn, dr, dv)={(dn, dr, dv)}: the kernels take {', '.join(map(str, HEADS))}"
+    return f"a latent of {dc} columns: the kernels take a multiple of 8" if dc % 8 else None
+
+
+def _mla_supports(
+    q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens=None, block_table=None, form="decompressed"
+) -> str | None:
+    batch, new, heads, dn = q_nope.shape
+    dc, dr, dv = latent.shape[2], k_rope.shape[2], w_uv.shape[1]
+    total = latent.shape[1] if block_table is None else latent.shape[1] * block_table.shape[1]
+    absorbed = form == "absorbed"
+    reason = _absorbed_reason(new, dn, dr, dc, dv) if absorbed else _decompressed_reason(q_nope.dtype, dn, dr, dc, dv)
+    if reason is not None:
+        return reason
+    if not absorbed and batch * (total + 64) >= MAX_ROWS:
+        return f"{batch} sequences of {total} keys: more than one launch takes"
     if heads > MAX_HEADS or batch * new * heads >= MAX_ROWS or total >= MAX_ROWS - 1024:
         return f"{batch} sequences of {new} tokens, {heads} heads and {total} keys: more than one launch takes"
     tensors, dtype = (q_nope, q_rope, latent, k_rope, w_uk, w_uv), q_nope.dtype
     for tensor in tensors:
         if tensor.dtype != dtype:
             return "the tensors have different dtypes"
+    vectors = {"latent": latent, "k_rope": k_rope, "w_uk": w_uk, "w_uv": w_uv}
+    if not absorbed:
+        vectors |= {"q_nope": q_nope, "q_rope": q_rope}
     return (
         _why_not(*tensors)
         or _index_reason(latent.device, seq_lens=seq_lens, block_table=block_table)
-        or _alignment_reason(latent=latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv)
+        or _alignment_reason(**vectors)
     )
 
 

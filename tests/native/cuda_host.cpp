@@ -4,7 +4,7 @@
 
 #include SOURCE
 
-using Params = openmythos::gpu::MlaParams;
+using Params = openmythos::gpu::PARAMS;
 
 static void (*kernel)(Params);
 static Params arguments;

@@ -18,12 +18,31 @@ from tests.native.fake import FakeOps
 INSTRUCTIONS = {
     "cvt.f32.f16": "y = host::to_float(x.bits, false)",
     "cvt.rn.bf16.f32": "y = host::to_bf16(x)",
+    "cvt.rn.bf16x2.f32": "y = host::to_bf16(low) | uint32_t(host::to_bf16(high)) << 16",
+    "cvt.rn.f16x2.f32": "y = host::to_half(low) | uint32_t(host::to_half(high)) << 16",
     "cvt.rn.f16.f32": "y = host::to_half(x)",
     "ex2.approx": "y = std::exp2(x)",
     "lg2.approx": "y = std::log2(x)",
     "ld.global.L1::no_allocate.v4": "std::memcpy(&x, p, 16)",
+    "{.reg .u64 t; cvta.to.shared": "y = host::shared_address(p)",
+    "cp.async.cg.shared.global": "host::copy_async(at, from, bytes)",
+    "cp.async.commit_group": "host::close_group()",
+    "cp.async.wait_group": "host::wait_for_groups(LEFT)",
+    "fence.proxy.async": "(void)0",  # what follows is a barrier
+    "ldmatrix.sync.aligned.m8n8.x4": "host::ldmatrix(x.w, at)",
+    "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma": "host::wgmma(sums, a, b, type[0] == 'b')",
+    "wgmma.wait_group": "host::finish_products()",
+    "wgmma.": "(void)0",  # fences and groups: there is only waiting for all
     "movmatrix.sync.aligned.m8n8.trans": "y = host::movmatrix(x)",
 }
+# What the kernels of each file take.
+PARAMS = {
+    "mla_attention": "MlaParams",
+    "mla_prefill": "MlaPrefillParams",
+    "moe_grouped": "MoeGroupedParams",
+    "moe_route": "MoeRouteParams",
+}
+HOPPER = "-D__CUDA_ARCH_FEAT_SM90_ALL"
 PAIR = re.compile(r': "=r"\((.+)\), "=r"\((.+)\)\s*: "l"\((.+)\)\)\Z')
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]')
 
@@ -55,37 +74,44 @@ def translated(text: str) -> str:
     return "".join(parts) + text[at:]
 
 
-def library(op: str) -> Path:
-    """The kernels of csrc/gpu/op.cu and `host_launch` as a library."""
+def sources(*ops: str) -> list[Path]:
+    """The headers of csrc/gpu, and these ops."""
     gpu = building.ROOT / "csrc" / "gpu"
-    sources = [building.ROOT / "csrc" / "compat.h", *sorted(gpu.glob("*.h")), gpu / f"{op}.cu"]
+    return [building.ROOT / "csrc" / "compat.h", *sorted(gpu.glob("*.h")), *(gpu / f"{op}.cu" for op in ops)]
+
+
+def translate(folder: Path, *ops: str) -> None:
+    """Write the translated sources into a folder, laid out as csrc is."""
+    for source in sources(*ops):
+        to = folder / source.relative_to(building.ROOT / "csrc")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(translated(source.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def library(op: str, hopper: bool = False) -> Path:
+    """The kernels of csrc/gpu/op.cu and `host_launch` as a library; `hopper`: as for sm_90a, which has wgmma."""
     shims = [building.HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "cuda_host.py")]
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-mfma", "-Wno-unknown-pragmas")
+    flags += (f'-DSOURCE="gpu/{op}.cu"', f"-DPARAMS={PARAMS[op]}", *((HOPPER,) if hopper else ()))
 
     def make(path: Path) -> None:
-        copy = path.parent / "csrc"
-        for source in sources:
-            to = copy / source.relative_to(building.ROOT / "csrc")
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text(translated(source.read_text(encoding="utf-8")), encoding="utf-8")
-        building._run(
-            [building.GXX, *flags, "-I", str(copy), f'-DSOURCE="gpu/{op}.cu"', str(shims[1]), "-o", str(path)]
-        )
+        translate(path.parent / "csrc", op)
+        building._run([building.GXX, *flags, "-I", str(path.parent / "csrc"), str(shims[1]), "-o", str(path)])
 
-    return building._cached(f"lib{op}.so", [*sources, *shims], " ".join((building.GXX, *flags)), make)
+    return building._cached(f"lib{op}.so", [*sources(op), *shims], " ".join((building.GXX, *flags)), make)
 
 
 class OnHost(Emulated):
     """Runs launches as CUDA source on the CPU; nothing is recorded."""
 
-    def __init__(self, fake: FakeOps, op: str) -> None:
+    def __init__(self, fake: FakeOps, op: str, hopper: bool = False) -> None:
         super().__init__(fake)
         self.launched: list[str] = []
-        self._library = ctypes.CDLL(str(library(op)))
+        self._library = ctypes.CDLL(str(library(op, hopper)))
         self._library.host_launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 4, ctypes.c_void_p]
 
     def run(self, kernel, grid, threads, shared, stream, params) -> None:
-        assert shared == 0
+        assert shared <= 227 * 1024
         function = ctypes.cast(getattr(self._library, kernel), ctypes.c_void_p)
         self._library.host_launch(function, *grid, threads, params)
         self.launched.append(kernel)

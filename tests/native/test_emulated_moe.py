@@ -9,8 +9,9 @@ from openmythos import reference
 from openmythos.backends import calls
 from tests.emulated import emulator
 from tests.native.emulated import Emulated
+from tests.native.moe_cases import flat, spread, with_shared
 from tests.ops.cases import doubled, each_dtype, listed, randn, strided
-from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
+from tests.ops.shared_experts import routed_and_shared
 from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 
@@ -21,21 +22,8 @@ pytestmark = [
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
-def _flat(*args: torch.Tensor) -> torch.Tensor:
-    """calls.moe with the shared matrices one after the other."""
-    return calls.moe(*args[:ROUTED], triples(args))
-
-
-def _shared(args: list[torch.Tensor], *widths: int) -> list[torch.Tensor]:
-    d, dtype = args[0].shape[1], args[0].dtype
-    for width in widths:
-        args += [randn(width, d, dtype=dtype, scale=d**-0.5) for _ in range(2)]
-        args.append(randn(d, width, dtype=dtype, scale=width**-0.5))
-    return args
-
-
 def _check(emulated: Emulated, args: list[torch.Tensor], kernel: str) -> torch.Tensor:
-    (found,) = emulated.check(_flat, routed_and_shared, args, [args[0].dtype])
+    (found,) = emulated.check(flat, routed_and_shared, args, [args[0].dtype])
     assert emulated.kernels[-2:] == [f"openmythos_moe_{part}_{kernel}" for part in ("up", "down")]
     return found
 
@@ -96,7 +84,7 @@ EXPERTS = [
 def test_experts(
     emulated: Emulated, dtype: torch.dtype, size: tuple[int, ...], widths: tuple[int, ...], kernel: str
 ) -> None:
-    _check(emulated, _shared(experts(*size, dtype), *widths), f"{SHORT[dtype]}_{kernel}")
+    _check(emulated, with_shared(experts(*size, dtype), *widths), f"{SHORT[dtype]}_{kernel}")
 
 
 ODD = [
@@ -111,28 +99,21 @@ ODD = [
 @each_dtype
 @pytest.mark.parametrize(("size", "widths"), ODD)
 def test_odd_sizes(emulated: Emulated, dtype: torch.dtype, size: tuple[int, ...], widths: tuple[int, ...]) -> None:
-    _check(emulated, _shared(experts(*size, dtype), *widths), "any")
+    _check(emulated, with_shared(experts(*size, dtype), *widths), "any")
 
 
 @each_dtype
 def test_strided_operands(emulated: Emulated, dtype: torch.dtype) -> None:
-    x, ids, weights, *matrices = _shared(experts(5, 97, 47, 5, 2, dtype), 60)
+    x, ids, weights, *matrices = with_shared(experts(5, 97, 47, 5, 2, dtype), 60)
     args = [strided(x), strided(ids.float()).int(), strided(weights), *map(strided, matrices)]
     _check(emulated, args, "any")
-
-
-def _padded(x: torch.Tensor) -> torch.Tensor:
-    """The same values in rows that lie further apart, still at 16 bytes; what is between them is NaN."""
-    buffer = torch.full((*x.shape[:-1], x.shape[-1] + 16), float("nan"), dtype=x.dtype)
-    buffer[..., 8:-8] = x
-    return buffer[..., 8:-8]
 
 
 @each_dtype
 @pytest.mark.parametrize("rows", [1, 7])
 def test_strided_operands_with_vectors(emulated: Emulated, dtype: torch.dtype, rows: int) -> None:
-    x, ids, weights, *matrices = _shared(experts(rows, 72, 40, 5, 2, dtype), 24)
-    args = [_padded(x), ids, _padded(weights), *map(_padded, matrices)]
+    x, ids, weights, *matrices = with_shared(experts(rows, 72, 40, 5, 2, dtype), 24)
+    args = [spread(x), ids, spread(weights), *map(spread, matrices)]
     _check(emulated, args, f"{SHORT[dtype]}_rows{1 if rows == 1 else 16}")
 
 

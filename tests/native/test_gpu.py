@@ -7,10 +7,11 @@ import torch
 
 from openmythos import dispatch, reference
 from openmythos.backends import calls, library
+from tests.native.moe_cases import SIZES, case, each_half, with_shared
 from tests.ops.cases import doubled, each_dtype, listed, randn
 from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
 from tests.ops.test_loop_step import step_args
-from tests.ops.test_mla_attention import MODELS, attention_inputs
+from tests.ops.test_mla_attention import MODELS, attention_inputs, paged
 from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 
@@ -56,7 +57,10 @@ def test_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize(("n", "e", "k"), [(1, 64, 4), (16, 64, 4), (2, 512, 8), (16, 1024, 16), (5, 7, 7)])
+@pytest.mark.parametrize(
+    ("n", "e", "k"),
+    [(1, 64, 4), (16, 64, 4), (2, 512, 8), (16, 1024, 16), (5, 7, 7), (17, 64, 4), (8193, 64, 4), (40, 300, 100)],
+)
 def test_moe_route(dtype: torch.dtype, n: int, e: int, k: int) -> None:
     args = [randn(n, e, dtype=dtype, scale=2), randn(e), k]
     ids, weights, counts = _native("moe_route", _moved(args))
@@ -73,10 +77,10 @@ def test_moe_route(dtype: torch.dtype, n: int, e: int, k: int) -> None:
     [(2048, 2048, 16, 4, (8192, 8192)), (97, 47, 7, 2, (94,)), (1000, 1416, 64, 6, ()), (264, 40, 4, 4, (8,) * 16)],
 )
 def test_moe(dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths: tuple[int, ...]) -> None:
-    args = experts(n, d, i, e, k, dtype)
-    for width in widths:
-        args += [randn(width, d, dtype=dtype, scale=d**-0.5) for _ in range(2)]
-        args.append(randn(d, width, dtype=dtype, scale=width**-0.5))
+    _check_moe(with_shared(experts(n, d, i, e, k, dtype), *widths), dtype)
+
+
+def _check_moe(args: list[torch.Tensor], dtype: torch.dtype) -> None:
     moved = _moved(args)
     (found,) = _native("moe", [*moved[:ROUTED], triples(moved)])
     exact, plain = routed_and_shared(*doubled(args)), routed_and_shared(*args)
@@ -85,13 +89,40 @@ def test_moe(dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths:
     assert torch.equal(found, again)
 
 
+@each_half
+@pytest.mark.parametrize("name", SIZES)
+def test_moe_of_many_rows(dtype: torch.dtype, name: str) -> None:
+    _check_moe(case(name, dtype), dtype)
+
+
+@each_half
+@pytest.mark.parametrize("n", [17, 300, 2048])
+@pytest.mark.parametrize(
+    ("d", "i", "e", "k", "widths"),
+    [(2048, 2048, 16, 4, (8192, 8192)), (1000, 1416, 64, 6, ()), (264, 40, 4, 4, (8,) * 16)],
+)
+def test_moe_of_many_wide_rows(
+    dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths: tuple[int, ...]
+) -> None:
+    _check_moe(with_shared(experts(n, d, i, e, k, dtype), *widths), dtype)
+
+
+def test_one_expert_takes_all_of_many_rows() -> None:
+    args = experts(1000, 264, 136, 7, 1, torch.bfloat16)
+    args[1].fill_(3)
+    for stack in args[3:]:
+        stack[[0, 1, 2, 4, 5, 6]] = float("nan")
+    _check_moe(args, torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_id_that_is_no_expert_makes_its_row_nan(dtype: torch.dtype) -> None:
-    args = _moved(experts(9, 64, 48, 5, 2, dtype))
+@pytest.mark.parametrize("n", [9, 300])
+def test_an_id_that_is_no_expert_makes_its_row_nan(dtype: torch.dtype, n: int) -> None:
+    args = _moved(experts(n, 64, 48, 5, 2, dtype))
     args[1][4, 1] = 5
     (out,) = _native("moe_experts", args)
     assert out[4].isnan().all()
-    assert out[torch.arange(9, device=out.device) != 4].isfinite().all()
+    assert out[torch.arange(n, device=out.device) != 4].isfinite().all()
 
 
 @each_dtype
@@ -108,6 +139,46 @@ def test_mla_attention_twice_is_equal(dtype: torch.dtype) -> None:
     args = _moved(attention_inputs(2, 2, 2049, 48, (128, 64, 512, 128), dtype))
     first, second = (_native("mla_attention", [*args, 0.1, True, None, None, "absorbed"]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@each_half
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(("new", "total"), [(17, 17), (100, 128), (129, 1000), (1024, 1024), (640, 4096)])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_mla_prefill(dtype: torch.dtype, new: int, total: int, causal: bool, model: tuple) -> None:
+    """Ragged, with one key and none; three heads, since heads are independent of each other."""
+    args = attention_inputs(4, new, total, 3, model[1], dtype)
+    lengths = torch.tensor([total, total // 2, 1, 0])
+    for b, length in enumerate(lengths):
+        args[2][b, length:] = float("nan")
+        args[3][b, length:] = float("nan")
+    _check("mla_attention", [*args, 0.1, causal, lengths, None, "decompressed"], (dtype, dtype))
+
+
+@each_half
+@pytest.mark.parametrize("total", [4096, 4100])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_mla_prefill_of_every_head_twice_is_equal(dtype: torch.dtype, total: int, model: tuple) -> None:
+    args = _moved([*attention_inputs(2, 600, total, *model, dtype), 0.1, True, None, None, "decompressed"])
+    first, second = (_native("mla_attention", args) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_half
+def test_mla_prefill_paged(dtype: torch.dtype) -> None:
+    args = attention_inputs(3, 129, 400, 3, (128, 64, 512, 128), dtype)
+    lengths = torch.tensor([391, 129, 5])
+    pools, table = paged(args, lengths.tolist(), 16, 2**30)
+    tail = (0.1, True, lengths, table, "decompressed")
+    found = _native("mla_attention", _moved([*pools, *tail]))
+    contiguous = (*tail[:3], None, "decompressed")
+    plain = reference.mla_attention(*args, *contiguous)
+    exact = reference.mla_attention(*(part.double() for part in args), *contiguous)
+    for name, mine, true, other in zip(("out", "lse"), found, exact, plain, strict=True):
+        assert_close(name, mine.cpu(), true, other, dtype)
 
 
 def test_captured_and_replayed() -> None:

@@ -170,7 +170,7 @@ def test_launches_what_was_given_or_says_why_not(fake_ops: FakeOps, data: st.Dat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"absorbed": False}, "absorbed is False, expected True: the GPU kernels have no other form"),
+        ({"absorbed": False}, "q_nope has dtype float32, expected bfloat16 or float16"),
         (
             {"q_rope": torch.zeros(2, 1, 5, 16), "k_rope": torch.zeros(2, 67, 16)},
             "latent and k_rope have 256 and 16 columns, expected 256 and 32 or 384 and 32 or 512 and 64 or",
@@ -206,8 +206,11 @@ def test_shares_depend_on_shapes_alone(fake_ops: FakeOps) -> None:
     ("change", "said"),
     [
         ({}, None),
-        ({"form": "decompressed"}, "form 'decompressed': the kernels have the absorbed form"),
-        ({"new": 17}, "17 new tokens: the kernels are for up to 16"),
+        (
+            {"form": "decompressed"},
+            "dtype torch.float32: the kernels of the decompressed form are bfloat16 and float16",
+        ),
+        ({"new": 17}, "17 new tokens: the kernels of the absorbed form are for up to 16"),
         ({"dims": (8, 6, 40, 8)}, "a latent of 40 + 6 columns: the kernels take 256 + 32, 384 + 32"),
         ({"dims": (8, 32, 256, 260)}, "head sizes dn=8 and dv=260: the kernels take up to 256"),
         ({"latent": torch.zeros(2, 20, 257)[..., 1:]}, "rows of latent do not all begin at 16 bytes"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from openmythos import dispatch
 from openmythos.backends import calls, native
 from tests.native.fake import FakeOps
+from tests.native.moe_cases import launched
 from tests.ops.cases import randn, strided
 from tests.ops.test_moe_experts import experts
 
@@ -34,7 +35,7 @@ class _Route(ctypes.Structure):
         ("logits", _Rows),
         *((name, ctypes.c_void_p) for name in ("bias", "ids", "counts", "weights")),
         *((name, ctypes.c_int64) for name in ("ids_stride", "weights_stride")),
-        *((name, ctypes.c_int32) for name in ("rows", "experts", "k", "_")),
+        *((name, ctypes.c_int32) for name in ("rows", "experts", "k", "rows_per_block", "add_counts", "_")),
     )
 
 
@@ -210,6 +211,10 @@ def test_moe_launches_what_was_given_or_says_why_not(fake_ops: FakeOps, data: st
         assert "expected" in error
     elif values["x"].shape[0] == 0:
         assert not launches
+    elif values["x"].shape[0] > 16 or values["ids"].numel() > 256:
+        _check_params(values, launches[0][-1])
+        assert launches[0][-1].aligned
+        assert [launch[0] for launch in launches] == launched(values["x"].dtype)
     else:
         _check_launches(values, launches)
 
@@ -217,8 +222,6 @@ def test_moe_launches_what_was_given_or_says_why_not(fake_ops: FakeOps, data: st
 @pytest.mark.parametrize(
     ("size", "change", "said"),
     [
-        ((17, 8, 8, 2, 1), {}, "there are 17 rows, expected at most 16"),
-        ((16, 8, 8, 17, 17), {}, "there are 272 choices of experts, expected at most 256"),
         ((2, 8, 8, 2, 1), {"ids": torch.zeros(2, 1)}, "ids has dtype float32, expected int32 or int64"),
         ((2, 8, 8, 2, 1), {"ids": torch.zeros(3, 1).int()}, "ids has shape (3, 1), expected (2, any)"),
         ((2, 8, 8, 2, 1), {"weights": torch.zeros(2, 1).double()}, "weights has dtype float64, expected float32"),
@@ -256,15 +259,21 @@ def test_a_failed_launch_is_the_error_of_its_kernel(fake_ops: FakeOps) -> None:
 
 
 @pytest.mark.parametrize(("e", "kernel"), [(1, 64), (64, 64), (65, 256), (257, 1024), (1024, 1024)])
-@pytest.mark.parametrize("rows", [0, 1, 16])
-def test_route_launches(fake_ops: FakeOps, e: int, kernel: int, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "blocks"), [(0, 1), (1, 1), (16, 1), (17, 2), (1000, 63)])
+def test_route_launches(fake_ops: FakeOps, e: int, kernel: int, rows: int, blocks: int) -> None:
     logits, bias = strided(randn(rows, e, dtype=torch.float16)), randn(e)
     ids, weights = torch.zeros(rows, 1, dtype=torch.int32), torch.zeros(rows, 3)[:, :1]
-    counts = torch.zeros(e, dtype=torch.int32)
+    counts = torch.full((e,), 7, dtype=torch.int32)
     launches, error = _recorded(fake_ops, _Route, lambda: fake_ops.ops.moe_route(logits, bias, ids, weights, counts))
     assert not error
     ((name, grid, threads, shared, stream, params),) = launches
-    assert (name, grid, threads) == (f"openmythos_moe_route_experts{kernel}", (1, 1, 1), 32 * max(rows, 1))
+    assert (name, grid, threads) == (
+        f"openmythos_moe_route_experts{kernel}",
+        (blocks, 1, 1),
+        32 * min(max(rows, 1), 16),
+    )
+    assert (params.rows_per_block, params.add_counts) == (min(max(rows, 1), 16), blocks > 1)
+    assert bool(counts.any()) == (blocks == 1), "several blocks add to zeros"
     assert (shared, stream) == (0, 0x57000)
     assert (params.rows, params.experts, params.k) == (rows, e, 1)
     assert (params.logits.data or 0, params.logits.stride) == (logits.data_ptr(), logits.stride(0))
@@ -277,8 +286,6 @@ def test_route_launches(fake_ops: FakeOps, e: int, kernel: int, rows: int) -> No
 @pytest.mark.parametrize(
     ("shape", "k", "said"),
     [
-        ((17, 8), 2, "there are 17 rows, expected at most 16"),
-        ((16, 32), 17, "there are 272 choices of experts, expected at most 256"),
         ((1, 1025), 2, "logits has 1025 columns, expected 1 to 1024"),
         ((1, 8), 9, "ids.size(1) is 9, expected 1 to 8, the number of experts"),
         ((1, 8), 0, "ids.size(1) is 0, expected 1 to 8, the number of experts"),
@@ -290,6 +297,17 @@ def test_route_sentences(fake_ops: FakeOps, shape: tuple[int, int], k: int, said
     assert not launches
 
 
+def test_more_rows_than_route_has_threads(fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are all the same memory."""
+    monkeypatch.setattr(native, "gpu_missing", lambda device=0: None)
+    logits, ids, weights = (torch.zeros(1, dtype=kind).expand(2**27, 1) for kind in (HALF[2], torch.int32, HALF[0]))
+    counts = torch.zeros(1, dtype=torch.int32)
+    launches, error = _recorded(fake_ops, _Route, lambda: fake_ops.ops.moe_route(logits, None, ids, weights, counts))
+    assert "there are 134217728 rows, expected fewer than 2^27" in error
+    assert not launches
+    assert "fewer than 2^27" in _reason("moe_route", logits, None, 1)
+
+
 def _reason(op: str, *args: object) -> str | None:
     return next(row for row in dispatch.rows(op, "cuda") if row.name == "native").supports(*args)
 
@@ -297,8 +315,6 @@ def _reason(op: str, *args: object) -> str | None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (experts(17, 8, 8, 2, 1), "more than 16 rows: 17"),
-        (experts(16, 8, 8, 17, 17), "272 choices of experts"),
         ([*experts(2, 8, 8, 2, 1), [(torch.zeros(8, 8),) * 3] * 17], "17 shared experts"),
         ([*experts(2, 8, 8, 2, 1), [(torch.zeros(8, 8).half(),) * 3]], "different dtypes"),
         (experts(2, 8, 8, 2, 1, torch.float64), "dtype torch.float64"),
@@ -318,6 +334,5 @@ def test_what_is_served_and_routes_that_are_not(monkeypatch: pytest.MonkeyPatch)
     assert _reason("moe_experts", *experts(16, 97, 47, 64, 4, torch.bfloat16)) is None
     assert _reason("moe", *experts(1, 97, 47, 64, 4), [(randn(5, 97), randn(5, 97), randn(97, 5))]) is None
     assert _reason("moe_route", randn(16, 1024), randn(1024), 16) is None
-    assert "more than 16 rows: 17" in _reason("moe_route", randn(17, 64), None, 4)
+    assert _reason("moe_route", randn(8193, 64), None, 17) is None
     assert "1025 experts" in _reason("moe_route", randn(1, 1025), None, 4)
-    assert "272 choices" in _reason("moe_route", randn(16, 64), None, 17)

@@ -1,0 +1,64 @@
+#include <algorithm>
+
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+using gpu::Type;
+
+namespace {
+
+constexpr int HEADS = sizeof(MLA_HEADS) / sizeof(MLA_HEADS[0]);
+constexpr unsigned THREADS = 256;
+constexpr int64_t ROWS = 128, GATHERED_KEYS = 8;  // of a block
+constexpr int64_t MOST_BYTES = int64_t(1) << 30;  // of keys and values at a time
+
+#define OPENMYTHOS_MLA_PREFILL_NAMES(name)                                                   \
+    {"openmythos_mla_prefill_" name "_64_32_64", "openmythos_mla_prefill_" name "_96_32_96", \
+     "openmythos_mla_prefill_" name "_128_64_128"}
+constexpr const char* NAMES[gpu::TYPES][HEADS] = {
+    {}, OPENMYTHOS_MLA_PREFILL_NAMES("bf16"), OPENMYTHOS_MLA_PREFILL_NAMES("f16")};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The depth of a slab is the vendor's; wgmma wants slabs to begin at a multiple of 1024 bytes.
+template <int DEPTH>
+constexpr int BYTES[HEADS] = {gpu::MLA_PREFILL_BYTES<DEPTH, 64, 32, 64>, gpu::MLA_PREFILL_BYTES<DEPTH, 96, 32, 96>,
+                              gpu::MLA_PREFILL_BYTES<DEPTH, 128, 64, 128>};
+
+}  // namespace
+
+gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& p) {
+    gpu::MlaPrefillParams x{};
+    x.q_nope = p.q_nope, x.q_rope = p.q_rope, x.latent = p.latent, x.k_rope = p.k_rope;
+    x.seq_lens = p.seq_lens, x.block_table = p.block_table, x.out = p.out, x.lse = p.lse;
+    x.q_nope_b = p.q_nope_b, x.q_nope_t = p.q_nope_t, x.q_nope_h = p.q_nope_h;
+    x.q_rope_b = p.q_rope_b, x.q_rope_t = p.q_rope_t, x.q_rope_h = p.q_rope_h;
+    x.out_b = p.out_b, x.out_t = p.out_t, x.out_h = p.out_h, x.lse_b = int64_t(p.h) * p.t;
+    x.latent_b = p.latent_b, x.latent_s = p.latent_s, x.k_rope_b = p.k_rope_b, x.k_rope_s = p.k_rope_s;
+    x.table_b = p.table_b, x.b = p.b, x.t = p.t, x.h = p.h, x.dn = p.dn, x.dr = p.dr, x.dc = p.dc, x.dv = p.dv;
+    x.total = p.total, x.padded = int32_t(ceil_div(p.total, MLA_WHOLE_KEYS) * MLA_WHOLE_KEYS);
+    x.page = p.page, x.causal = p.causal, x.wide_lens = p.wide_lens, x.wide_table = p.wide_table, x.scale = p.scale;
+    return x;
+}
+
+// So many heads that their keys and values take no more than that, or one.
+int64_t heads_at_a_time(const gpu::MlaPrefillParams& p) {
+    const int64_t bytes = int64_t(p.b) * p.padded * (p.dn + p.dv) * 2;
+    return std::clamp<int64_t>(MOST_BYTES / std::max<int64_t>(bytes, 1), 1, p.h);
+}
+
+Launch gather_plan(const gpu::MlaPrefillParams& p) {
+    const unsigned blocks = unsigned(ceil_div(int64_t(p.b) * p.padded, GATHERED_KEYS));
+    return {"mla_prefill", "openmythos_mla_prefill_gather", {blocks, 1, 1, THREADS, 0}, &p};
+}
+
+Launch plan(const gpu::MlaPrefillParams& p, Type type, bool cuda) {
+    int heads = 0;
+    while (heads < HEADS - 1 && MLA_HEADS[heads][0] != p.dn) heads++;
+    const unsigned blocks = unsigned(ceil_div(p.t, ROWS) * p.h * p.b);
+    const int shared = cuda ? BYTES<64>[heads] + 1024 : BYTES<32>[heads];
+    return {"mla_prefill", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
+}
+
+}  // namespace openmythos::runtime

@@ -1,0 +1,85 @@
+#include <algorithm>
+#include <utility>
+
+#include "plans.h"
+
+namespace openmythos::runtime {
+
+using gpu::Type;
+
+namespace {
+
+constexpr int64_t BLOCK = gpu::MOE_BLOCK, UNITS = BLOCK / 2, THREADS = gpu::MOE_BLOCK_THREADS;
+
+// As moe_grouped.cu instantiates them.
+struct Kernels {
+    const char *up, *down, *sum;
+};
+constexpr Kernels BF16 = {"openmythos_moe_grouped_up_bf16", "openmythos_moe_grouped_down_bf16",
+                          "openmythos_moe_grouped_sum_bf16"};
+constexpr Kernels F16 = {"openmythos_moe_grouped_up_f16", "openmythos_moe_grouped_down_f16",
+                         "openmythos_moe_grouped_sum_f16"};
+
+int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
+
+// Blocks of the two products.
+int64_t up_blocks(const gpu::MoeGroupedParams& p) {
+    int64_t blocks = p.tile_count * parts(p.moe.width, UNITS);
+    for (int s = 0; s < p.moe.shared_count; s++)
+        blocks += parts(p.moe.rows, BLOCK) * parts(p.moe.shared[s].width, UNITS);
+    return blocks;
+}
+int64_t down_blocks(const gpu::MoeGroupedParams& p) {
+    return (p.tile_count + (p.moe.shared_count ? parts(p.moe.rows, BLOCK) : 0)) * parts(p.moe.d, BLOCK);
+}
+
+// Pieces of the scratch, in bytes: whole vectors.
+int64_t tile_bytes(const gpu::MoeGroupedParams& p) { return p.tile_count * int64_t(sizeof(gpu::MoeTile)); }
+int64_t act_bytes(const gpu::MoeGroupedParams& p) {
+    return 2 * (int64_t(p.moe.slots) * p.moe.width + int64_t(p.moe.rows) * p.moe.shared_width);
+}
+int64_t y_bytes(const gpu::MoeGroupedParams& p) {
+    return 2 * (int64_t(p.moe.slots) + (p.moe.shared_count ? p.moe.rows : 0)) * p.moe.d;
+}
+int64_t count_bytes(const gpu::MoeGroupedParams& p) { return 4 * int64_t(p.chunks) * p.moe.experts; }
+
+}  // namespace
+
+int64_t deal(gpu::MoeGroupedParams& p) {
+    const int64_t slots = p.moe.slots;
+    p.chunk = int32_t(parts(parts(slots, gpu::MOE_MAX_CHUNKS), THREADS) * THREADS);
+    p.chunks = slots ? int32_t(parts(slots, p.chunk)) : 0;
+    p.tile_count = int32_t((slots + std::min<int64_t>(p.moe.experts, slots) * (BLOCK - 1)) / BLOCK);
+    return std::max({up_blocks(p), down_blocks(p), int64_t(p.moe.rows)});
+}
+
+int64_t scratch_bytes(const gpu::MoeGroupedParams& p) {
+    return act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * int64_t(p.moe.slots);
+}
+
+MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool cuda) {
+    char* at = static_cast<char*>(scratch);
+    const auto cut = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
+    p.moe.act = cut(act_bytes(p)), p.y = cut(y_bytes(p));
+    p.tiles = reinterpret_cast<gpu::MoeTile*>(cut(tile_bytes(p)));
+    p.counts = reinterpret_cast<int32_t*>(cut(count_bytes(p)));
+    p.slots = reinterpret_cast<int32_t*>(at);
+    p.moe.hidden_per_block = UNITS;
+    int64_t end = 0;
+    for (int s = 0; s < p.moe.shared_count; s++) {
+        end += parts(p.moe.rows, BLOCK) * parts(p.moe.shared[s].width, UNITS);
+        p.moe.shared[s].end_block = int32_t(end);
+    }
+    p.moe.shared_blocks = int32_t(end);
+    const Kernels& kernels = p.moe.x.type == Type::bfloat16 ? BF16 : F16;
+    const auto launch = [&](const char* kernel, int64_t blocks, int64_t threads, unsigned shared) {
+        return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), shared}, &p};
+    };
+    const unsigned slabs = slab_bytes(2 * BLOCK, cuda);
+    return {{launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
+             launch("openmythos_moe_grouped_place", p.chunks, THREADS, 0),
+             launch(kernels.up, up_blocks(p), THREADS, slabs), launch(kernels.down, down_blocks(p), THREADS, slabs),
+             launch(kernels.sum, p.moe.rows, std::min(parts(parts(p.moe.d, VEC), 32) * 32, THREADS), 0)}};
+}
+
+}  // namespace openmythos::runtime

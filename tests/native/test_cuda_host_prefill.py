@@ -1,0 +1,42 @@
+"""The attention of many new tokens, as CUDA on the CPU: by mma.sync, and by wgmma as sm_90a has it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmythos import reference
+from openmythos.backends import calls
+from tests.native import building
+from tests.native.cuda_host import OnHost
+from tests.native.fake import FakeOps
+from tests.ops.test_mla_attention import attention_inputs
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
+
+each_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+each_kind = pytest.mark.parametrize("hopper", [False, True], ids=["mma.sync", "wgmma"])
+# (dn, dr, dc, dv)
+HEADS = {"1b": (64, 32, 64, 64), "3b": (96, 32, 96, 96), "10b": (128, 64, 128, 128)}
+each_head = pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS.keys())
+
+
+@each_dtype
+@each_kind
+@each_head
+def test_mla_prefill(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple) -> None:
+    """Two blocks of queries after a cached prefix, the last with one row; the second sequence is shorter than them."""
+    args = attention_inputs(2, 129, 150, 1, dims, dtype)
+    lengths = torch.tensor([150, 70])
+    args[2][1, 70:] = float("nan")
+    tail = (0.1, True, lengths, None, "decompressed")
+    host = OnHost(fake_ops, "mla_prefill", hopper)
+    found = host.call(calls.mla_attention, (*args, *tail))
+    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    instance = "_".join(str(dims[i]) for i in (0, 1, 3))
+    assert host.launched == ["openmythos_mla_prefill_gather", f"openmythos_mla_prefill_{name}_{instance}"]
+    plain = reference.mla_attention(*args, *tail)
+    truth = reference.mla_attention(*(part.double() for part in args), *tail)
+    for part, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
+        assert_close(part, mine, true, other, dtype)
