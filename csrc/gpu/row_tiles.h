@@ -122,8 +122,9 @@ struct OperandPlaces {
 #else
     int at[CHUNKS / 2];
     OPENMYTHOS_DEVICE OperandPlaces() {
+        const int lane = forgotten(lane_index());
 #pragma unroll
-        for (int k = 0; k < CHUNKS / 2; k++) at[k] = slab_at(lane_index() % TILE, 2 * k + lane_index() / TILE);
+        for (int k = 0; k < CHUNKS / 2; k++) at[k] = slab_at(lane % TILE, 2 * k + lane / TILE);
     }
     OPENMYTHOS_DEVICE Operand load(const uint16_t* rows, int k) const { return load_chunks(rows + at[k]); }
 #endif
