@@ -117,7 +117,10 @@ struct OperandPlaces {
         for (int c = 0; c < CHUNKS; c++) at[c] = forgotten(slab_at(lane_index() % TILE, c));
     }
     OPENMYTHOS_DEVICE Operand load(const uint16_t* rows, int k) const {
-        return load_chunks(rows + at[2 * k], rows + at[2 * k + 1]);
+        Operand x;
+#pragma unroll
+        for (int j = 0; j < 2; j++) x.words[j] = *reinterpret_cast<const Words*>(rows + at[2 * k + j]);
+        return x;
     }
 #else
     int at[CHUNKS / 2];
