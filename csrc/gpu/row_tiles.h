@@ -107,8 +107,8 @@ OPENMYTHOS_DEVICE void keep_order() {
 // The row of the wave's 16 that is the lane's r-th.
 OPENMYTHOS_DEVICE int wave_row(int r) { return tile_row(r); }
 
-// Where a lane finds its part of an operand of a slab: the same in every 16 rows, of which places are not worked out
-// again.
+// Where a lane finds its part of an operand in 16 rows of a slab. The compiler would work it out for every 16 rows
+// anew, and keep that in as many registers.
 struct OperandPlaces {
 #ifdef OPENMYTHOS_HIP
     int at[CHUNKS];
