@@ -147,27 +147,28 @@ struct Block {
 #endif
 };
 
-// An operand whose rows' chunks are where the lanes say: on AMD a lane has both of its row, on NVIDIA it names one, and
-// lanes 8 i to 8 i + 7 those of the i-th quarter.
-OPENMYTHOS_DEVICE Operand load_chunks(const uint16_t* first, [[maybe_unused]] const uint16_t* second = nullptr) {
+#ifndef OPENMYTHOS_HIP
+// Of 16 rows; lanes 8 i to 8 i + 7 name the chunks of the i-th quarter.
+OPENMYTHOS_DEVICE Operand load_chunks(const uint16_t* chunk) {
     Operand x;
-#ifdef OPENMYTHOS_HIP
-    x.words[0] = *reinterpret_cast<const Words*>(first), x.words[1] = *reinterpret_cast<const Words*>(second);
-#else
-    const uint32_t at = shared_address(first);
+    const uint32_t at = shared_address(chunk);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
                  : "r"(at)
                  : "memory");
-#endif
     return x;
 }
+#endif
 
 // Numbers 16 k to 16 k + 15 of 16 rows of a slab.
 OPENMYTHOS_DEVICE Operand load_operand(const uint16_t* slab, int row, int k) {
     const int lane = lane_index();
 #ifdef OPENMYTHOS_HIP
-    return load_chunks(slab + slab_at(row + lane % TILE, 2 * k), slab + slab_at(row + lane % TILE, 2 * k + 1));
+    Operand x;
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+        x.words[j] = *reinterpret_cast<const Words*>(slab + slab_at(row + lane % TILE, 2 * k + j));
+    return x;
 #else
     return load_chunks(slab + slab_at(row + lane % TILE, 2 * k + lane / TILE));
 #endif

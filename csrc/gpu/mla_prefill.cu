@@ -23,21 +23,15 @@ OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_prefill_gather(MlaPrefillParam
     }
 }
 
-// With wgmma, whose operands are in shared memory, two blocks of the narrowest heads take turns on a multiprocessor.
-#ifdef OPENMYTHOS_WGMMA
-constexpr int NARROW_BLOCKS = 2;
-#else
-[[maybe_unused]] constexpr int NARROW_BLOCKS = 1;
-#endif
-
+// The last number says how many blocks share a multiprocessor.
 #define OPENMYTHOS_MLA_PREFILL(name, T, dn, dr, dv, blocks) \
     OPENMYTHOS_KERNEL_SHARING(PREFILL_THREADS, blocks)      \
     openmythos_mla_prefill_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { mla_prefill<T, dn, dr, dv, blocks>(p); }
 
-OPENMYTHOS_MLA_PREFILL(bf16, bf16, 64, 32, 64, NARROW_BLOCKS)
+OPENMYTHOS_MLA_PREFILL(bf16, bf16, 64, 32, 64, 2)
 OPENMYTHOS_MLA_PREFILL(bf16, bf16, 96, 32, 96, 1)
 OPENMYTHOS_MLA_PREFILL(bf16, bf16, 128, 64, 128, 1)
-OPENMYTHOS_MLA_PREFILL(f16, f16, 64, 32, 64, NARROW_BLOCKS)
+OPENMYTHOS_MLA_PREFILL(f16, f16, 64, 32, 64, 2)
 OPENMYTHOS_MLA_PREFILL(f16, f16, 96, 32, 96, 1)
 OPENMYTHOS_MLA_PREFILL(f16, f16, 128, 64, 128, 1)
 

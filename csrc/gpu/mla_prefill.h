@@ -194,10 +194,18 @@ struct Prefill {
     }
     OPENMYTHOS_DEVICE void add_values(const Operand (&probabilities)[KEYS / TILE], const float (&factors)[OWN_ROWS],
                                       const uint16_t* slabs) {
+        bool changed = true;
+#ifndef OPENMYTHOS_HIP
+        // Most tiles of a long sequence have no larger score for any of the wave's rows. On gfx11 a branch would cost
+        // more registers than there are.
+        changed = wave_ballot(factors[0] != 1.f || factors[1] != 1.f);
+#endif
+        if (changed) {
 #pragma unroll
-        for (int n = 0; n < DV / TILE; n++) {
+            for (int n = 0; n < DV / TILE; n++) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) out[n].x[i] *= factors[own_row(i)];
+                for (int i = 0; i < 8; i++) out[n].x[i] *= factors[own_row(i)];
+            }
         }
         begin_slabs<T>(out, probabilities, slabs);
         wait_for_slabs(out);

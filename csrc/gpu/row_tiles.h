@@ -107,8 +107,8 @@ OPENMYTHOS_DEVICE void keep_order() {
 // The row of the wave's 16 that is the lane's r-th.
 OPENMYTHOS_DEVICE int wave_row(int r) { return tile_row(r); }
 
-// Where a lane finds its part of an operand of a slab: the same in every 16 rows, of which places are not worked out
-// again.
+// Where a lane finds its part of an operand in 16 rows of a slab. The compiler would work it out for every 16 rows
+// anew, and keep that in as many registers.
 struct OperandPlaces {
 #ifdef OPENMYTHOS_HIP
     int at[CHUNKS];
@@ -117,13 +117,17 @@ struct OperandPlaces {
         for (int c = 0; c < CHUNKS; c++) at[c] = forgotten(slab_at(lane_index() % TILE, c));
     }
     OPENMYTHOS_DEVICE Operand load(const uint16_t* rows, int k) const {
-        return load_chunks(rows + at[2 * k], rows + at[2 * k + 1]);
+        Operand x;
+#pragma unroll
+        for (int j = 0; j < 2; j++) x.words[j] = *reinterpret_cast<const Words*>(rows + at[2 * k + j]);
+        return x;
     }
 #else
     int at[CHUNKS / 2];
     OPENMYTHOS_DEVICE OperandPlaces() {
+        const int lane = forgotten(lane_index());
 #pragma unroll
-        for (int k = 0; k < CHUNKS / 2; k++) at[k] = slab_at(lane_index() % TILE, 2 * k + lane_index() / TILE);
+        for (int k = 0; k < CHUNKS / 2; k++) at[k] = slab_at(lane % TILE, 2 * k + lane / TILE);
     }
     OPENMYTHOS_DEVICE Operand load(const uint16_t* rows, int k) const { return load_chunks(rows + at[k]); }
 #endif

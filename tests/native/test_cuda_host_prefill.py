@@ -22,21 +22,35 @@ HEADS = {"1b": (64, 32, 64, 64), "3b": (96, 32, 96, 96), "10b": (128, 64, 128, 1
 each_head = pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS.keys())
 
 
+def check(fake: FakeOps, hopper: bool, args: list, tail: tuple) -> None:
+    host, dtype = OnHost(fake, "mla_prefill", hopper), args[0].dtype
+    found = host.call(calls.mla_attention, (*args, *tail))
+    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    instance = "_".join(str(args[i].shape[axis]) for i, axis in ((0, 3), (1, 3), (5, 1)))
+    assert host.launched == ["openmythos_mla_prefill_gather", f"openmythos_mla_prefill_{name}_{instance}"]
+    plain = reference.mla_attention(*args, *tail)
+    truth = reference.mla_attention(*(part.double() for part in args), *tail)
+    for part, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
+        assert_close(part, mine, true, other, dtype)
+
+
 @each_dtype
 @each_kind
 @each_head
 def test_mla_prefill(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple) -> None:
     """Two blocks of queries after a cached prefix, the last with one row; the second sequence is shorter than them."""
     args = attention_inputs(2, 129, 150, 1, dims, dtype)
-    lengths = torch.tensor([150, 70])
     args[2][1, 70:] = float("nan")
-    tail = (0.1, True, lengths, None, "decompressed")
-    host = OnHost(fake_ops, "mla_prefill", hopper)
-    found = host.call(calls.mla_attention, (*args, *tail))
-    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    instance = "_".join(str(dims[i]) for i in (0, 1, 3))
-    assert host.launched == ["openmythos_mla_prefill_gather", f"openmythos_mla_prefill_{name}_{instance}"]
-    plain = reference.mla_attention(*args, *tail)
-    truth = reference.mla_attention(*(part.double() for part in args), *tail)
-    for part, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
-        assert_close(part, mine, true, other, dtype)
+    check(fake_ops, hopper, args, (0.1, True, torch.tensor([150, 70]), None, "decompressed"))
+
+
+@pytest.mark.slow
+@each_dtype
+@each_kind
+@each_head
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_many_tiles(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple, causal: bool) -> None:
+    """Eleven tiles, of which most change no row's maximum; one sequence has a single key and one none."""
+    args = attention_inputs(3, 300, 700, 2, dims, dtype)
+    args[2][1, 1:] = args[2][2] = float("nan")
+    check(fake_ops, hopper, args, (0.1, causal, torch.tensor([700, 1, 0]), None, "decompressed"))

@@ -80,6 +80,13 @@ def test_paged_cache(emulated: Emulated, dtype: torch.dtype, dims: tuple, page: 
 
 
 @each_dtype
+@each_head
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_many_tiles(emulated: Emulated, dtype: torch.dtype, dims: tuple, causal: bool) -> None:
+    check(emulated, attention_inputs(1, 300, 700, 2, dims, dtype), causal)
+
+
+@each_dtype
 def test_strided_queries_and_shuffled_axes(emulated: Emulated, dtype: torch.dtype) -> None:
     """Queries as two halves of one tensor with the heads outermost, and a cache with the keys outermost."""
     args = attention_inputs(2, 40, 64, 3, HEADS["3b"], dtype)
