@@ -121,7 +121,7 @@ def fake_ops() -> Path:
         *("-DOPENMYTHOS_GPU_LIBRARY=openmythos_fake", "-DOPENMYTHOS_GPU_KEY=CPU", "-DOPENMYTHOS_GPU_WHERE=Where::cpu"),
         *("-isystem", str(folder / "include"), f"-L{folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"),
     )
-    sources = [ROOT / "csrc" / "ops_gpu.cpp", HERE / "fake_stream.cpp", *RUNTIME]
+    sources = [*sorted((ROOT / "csrc").glob("ops_gpu*.cpp")), HERE / "fake_stream.cpp", *RUNTIME]
     return _compile("libopenmythos_fake.so", sources, HEADERS, flags)
 
 

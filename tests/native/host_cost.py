@@ -1,6 +1,6 @@
 """What a GPU op costs on the host: python -m tests.native.host_cost.
 
-The checks, plan and launch of `csrc/ops_gpu.cpp` on CPU tensors, before a driver that does nothing; the driver's own
+The checks, plan and launch of `csrc/ops_gpu*.cpp` on CPU tensors, before a driver that does nothing; the driver's own
 time, torch's look-up of the stream and a few checks of the device come on top. Times are this thread's CPU time, so
 that other programs disturb them little, and medians over rounds in which the calls take turns.
 """
