@@ -1,8 +1,8 @@
 #pragma once
 
-// The only file, with gpu/matrix.h, that knows CUDA from HIP. nvcc reads it, and clang or hipcc with `-x hip -nogpuinc
-// -nogpulib`: on AMD there are compiler builtins and nothing else, since the device libraries need not be installed.
-// Waves have 32 lanes on both.
+// What CUDA and HIP call differently. Beside this only the files about matrix instructions and their operands know
+// which one it is. nvcc reads it, and clang or hipcc with `-x hip -nogpuinc -nogpulib`: on AMD there are compiler
+// builtins and nothing else, since the device libraries need not be installed. Waves have 32 lanes on both.
 
 #include <stdint.h>
 

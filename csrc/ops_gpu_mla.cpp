@@ -69,6 +69,9 @@ void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, c
         };
         const auto keys = torch::stable::matmul(latent, torch::stable::transpose(rows(w_uk), 1, 2));
         const auto values = torch::stable::matmul(rows(w_uv), torch::stable::transpose(latent, 1, 2));
+        for (const auto* made : {&keys, &values})
+            check.require(made->scalar_type() == like.scalar_type() && made->is_contiguous(),
+                          "torch.matmul gave another dtype or layout than it was asked for, expected no autocast here");
         gpu::MlaPrefillParams part = args;
         const auto from = [&](const void* tensor, int64_t stride) {
             return static_cast<const uint16_t*>(tensor) + head * stride;

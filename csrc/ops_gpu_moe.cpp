@@ -121,8 +121,10 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     args.ids_stride = ids.stride(0);
     args.weights = static_cast<const float*>(weights.data_ptr()), args.weights_stride = weights.stride(0);
     args.gate_up = gate_up.data_ptr(), args.down = down.data_ptr();
-    for (int axis = 0; axis < 3; axis++) args.gate_up_strides[axis] = gate_up.stride(axis);
-    for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = down.stride(axis);
+    // The strides of a single expert or row may be anything.
+    const auto stride = [](const Tensor& of, int axis) { return of.size(axis) > 1 ? of.stride(axis) : 0; };
+    for (int axis = 0; axis < 3; axis++) args.gate_up_strides[axis] = stride(gate_up, axis);
+    for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = stride(down, axis);
     if (n == 0) return;
     if (n > gpu::MOE_MAX_ROWS || args.slots > gpu::MOE_MAX_SLOTS) return moe_grouped(check, args, x);
     // Freed when this returns: torch hands the memory out again to work on the same stream only.

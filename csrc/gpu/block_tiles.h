@@ -1,6 +1,7 @@
 #pragma once
 
 #include "matrix.h"
+#include "params.h"
 
 // Products of blocks of rows of 16-bit numbers that pass through shared memory: sums[i][j] += a[i] . b[j], with the
 // contraction innermost in both. A slab holds DEPTH numbers of each of its rows, in chunks of 16 bytes that are
@@ -14,10 +15,9 @@
 namespace openmythos::gpu {
 
 #ifdef OPENMYTHOS_HIP
-// Two stages suffice where registers hold the third.
-constexpr int DEPTH = 32, STAGES = 2;
+constexpr int DEPTH = HIP_SLABS.depth, STAGES = HIP_SLABS.stages;
 #else
-constexpr int DEPTH = 64, STAGES = 3;
+constexpr int DEPTH = CUDA_SLABS.depth, STAGES = CUDA_SLABS.stages;
 #endif
 constexpr int CHUNK = 8, CHUNKS = DEPTH / CHUNK;
 

@@ -125,6 +125,12 @@ struct MlaParams {
     float scale;                                          // log2(e) is in it
 };
 
+// What block_tiles.h streams through shared memory: numbers of a row in a slab, and slabs of each operand.
+struct Slabs {
+    int depth, stages;
+};
+constexpr Slabs CUDA_SLABS = {64, 3}, HIP_SLABS = {32, 2};  // on AMD registers hold a third one
+
 // Bytes of shared memory for two stages of tiles of DEPTH keys, which is the depth of a slab (block_tiles.h): slabs of
 // keys, their rope part behind, and one of values.
 template <int DEPTH, int DN, int DR, int DV>

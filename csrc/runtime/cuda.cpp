@@ -59,18 +59,16 @@ public:
 
     Module load(int device, const void* image) const override {
         Current current(*this, device);
-        // Loading may allocate, which a capture on this or another thread would forbid. It is no part of the graph.
-        int mode = CAPTURE_RELAXED;
-        if (exchange_mode_) check(exchange_mode_(&mode), "cuThreadExchangeStreamCaptureMode");
+        Relaxed relaxed(*this);
         Module module = nullptr;
-        CUresult result = module_load_(&module, image);
-        if (exchange_mode_) check(exchange_mode_(&mode), "cuThreadExchangeStreamCaptureMode");
-        check(result, "cuModuleLoadData");
+        check(module_load_(&module, image), "cuModuleLoadData");
         return module;
     }
 
+    // Where the driver loads lazily, it is here that it does.
     Function function(int device, Module module, const char* name) const override {
         Current current(*this, device);
+        Relaxed relaxed(*this);
         Function function = nullptr;
         check(module_function_(&function, module, name), "cuModuleGetFunction");
         return function;
@@ -78,6 +76,7 @@ public:
 
     void allow_shared(int device, Function function, unsigned bytes) const override {
         Current current(*this, device);
+        Relaxed relaxed(*this);
         check(set_attribute_(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, int(bytes)), "cuFuncSetAttribute");
     }
 
@@ -108,6 +107,23 @@ private:
     private:
         const Cuda& cuda_;
         bool pushed_;
+    };
+
+    // Loading may allocate, which a capture on this or another thread would forbid. It is no part of the graph.
+    class Relaxed {
+    public:
+        explicit Relaxed(const Cuda& cuda) : cuda_(cuda) {
+            if (cuda.exchange_mode_) cuda.check(cuda.exchange_mode_(&mode_), "cuThreadExchangeStreamCaptureMode");
+        }
+        ~Relaxed() {
+            if (cuda_.exchange_mode_) cuda_.exchange_mode_(&mode_);
+        }
+        Relaxed(const Relaxed&) = delete;
+        Relaxed& operator=(const Relaxed&) = delete;
+
+    private:
+        const Cuda& cuda_;
+        int mode_ = CAPTURE_RELAXED;  // then what it was before
     };
 
     CUcontext context(int device) const {

@@ -67,17 +67,15 @@ public:
 
     Module load(int device, const void* image) const override {
         Current current(*this, device);
-        int mode = CAPTURE_RELAXED;
-        if (exchange_mode_) check(exchange_mode_(&mode), "hipThreadExchangeStreamCaptureMode");
+        Relaxed relaxed(*this);
         Module module = nullptr;
-        hipError result = module_load_(&module, image);
-        if (exchange_mode_) check(exchange_mode_(&mode), "hipThreadExchangeStreamCaptureMode");
-        check(result, "hipModuleLoadData");
+        check(module_load_(&module, image), "hipModuleLoadData");
         return module;
     }
 
     Function function(int device, Module module, const char* name) const override {
         Current current(*this, device);
+        Relaxed relaxed(*this);
         Function function = nullptr;
         check(module_function_(&function, module, name), "hipModuleGetFunction");
         return function;
@@ -111,6 +109,23 @@ private:
         const Hip& hip_;
         int before_;
         bool changed_;
+    };
+
+    // Loading may allocate, which a capture on this or another thread would forbid. It is no part of the graph.
+    class Relaxed {
+    public:
+        explicit Relaxed(const Hip& hip) : hip_(hip) {
+            if (hip.exchange_mode_) hip.check(hip.exchange_mode_(&mode_), "hipThreadExchangeStreamCaptureMode");
+        }
+        ~Relaxed() {
+            if (hip_.exchange_mode_) hip_.exchange_mode_(&mode_);
+        }
+        Relaxed(const Relaxed&) = delete;
+        Relaxed& operator=(const Relaxed&) = delete;
+
+    private:
+        const Hip& hip_;
+        int mode_ = CAPTURE_RELAXED;  // then what it was before
     };
 
     void check(hipError result, const char* call) const {

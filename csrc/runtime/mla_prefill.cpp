@@ -57,7 +57,7 @@ Launch plan(const gpu::MlaPrefillParams& p, Type type, bool cuda) {
     int heads = 0;
     while (heads < HEADS - 1 && MLA_HEADS[heads][0] != p.dn) heads++;
     const unsigned blocks = unsigned(ceil_div(p.t, ROWS) * p.h * p.b);
-    const int shared = cuda ? BYTES<64>[heads] + 1024 : BYTES<32>[heads];
+    const int shared = cuda ? BYTES<gpu::CUDA_SLABS.depth>[heads] + 1024 : BYTES<gpu::HIP_SLABS.depth>[heads];
     return {"mla_prefill", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
 }
 

@@ -14,10 +14,10 @@ inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 :
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 
-// Dynamic shared memory of block_tiles.h for slabs of so many rows: its STAGES times DEPTH numbers of each, and what
-// aligning them takes.
+// Dynamic shared memory of block_tiles.h for slabs of so many rows of 16-bit numbers, and what aligning them takes.
 constexpr unsigned slab_bytes(int64_t rows, bool cuda) {
-    return unsigned(cuda ? rows * 3 * 64 * 2 + 1024 : rows * 2 * 32 * 2);
+    const gpu::Slabs slabs = cuda ? gpu::CUDA_SLABS : gpu::HIP_SLABS;
+    return unsigned(rows * slabs.stages * slabs.depth * 2 + (cuda ? 1024 : 0));
 }
 
 // The widest row that a kernel holds in registers.

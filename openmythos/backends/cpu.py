@@ -181,11 +181,19 @@ def _mla_supports(
     return _one_dtype(q_nope, q_rope, latent, k_rope, w_uk, w_uv)
 
 
-def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
-    reason = _why_not(h, e, block_out)
+def _step_reason(h, e, block_out, h_out, cum_p, x_next: torch.Tensor | None, *rest) -> str | None:
+    reason = _why_not(h, e, block_out, h_out, cum_p, x_next)
     if reason is None and any(tensor is not None and tensor.dtype != torch.float32 for tensor in (h_out, *rest[:8])):
         return "the state and the parameters have to be float32"
     return reason
+
+
+def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+    return _step_reason(h, e, block_out, h_out, cum_p, None, *rest)
+
+
+def _step_in_place_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+    return _step_reason(h, e, block_out, h_out, cum_p, rest[8], *rest)
 
 
 register("linear", "cpu", _linear, device="cpu", supports=_linear_supports)
@@ -201,4 +209,4 @@ register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_sup
 register("moe", "cpu", _moe, device="cpu", supports=_moe_supports)
 register("mla_attention", "cpu", mla_attention, device="cpu", supports=_mla_supports)
 register("loop_step", "cpu", loop_step, device="cpu", supports=_step_supports)
-register("loop_step_", "cpu", loop_step_, device="cpu", supports=_step_supports)
+register("loop_step_", "cpu", loop_step_, device="cpu", supports=_step_in_place_supports)

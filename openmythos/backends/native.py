@@ -74,9 +74,9 @@ def _norm_add_supports(
     return _norm_supports(x, weight, eps, dtype) or _why_not(x, residual)
 
 
-def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+def _step_reason(h, e, block_out, h_out, cum_p, x_next: torch.Tensor | None, *rest) -> str | None:
     params, loop_dim, float32 = rest[:8], rest[-1], torch.float32
-    reason = _why_not(h, e, block_out, h_out) or _size_reason(h)
+    reason = _why_not(h, e, block_out, h_out, cum_p, x_next) or _size_reason(h)
     if reason is not None:
         return reason
     for tensor in (h_out, cum_p, *params):
@@ -88,6 +88,14 @@ def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     if scales >= MAX_SCALES:
         return f"{scales} rows of lora_scale: the kernel takes fewer than 2^20"
     return f"loop_dim {loop_dim}: the kernel takes up to {MAX_LOOP_DIM}" if loop_dim > MAX_LOOP_DIM else None
+
+
+def _step_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+    return _step_reason(h, e, block_out, h_out, cum_p, None, *rest)
+
+
+def _step_in_place_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
+    return _step_reason(h, e, block_out, h_out, cum_p, rest[8], *rest)
 
 
 def _route_supports(logits: torch.Tensor, bias: torch.Tensor | None, k: int) -> str | None:
@@ -140,6 +148,8 @@ def _experts_supports(
         return "the tensors have different dtypes"
     if ids.dtype not in (torch.int32, torch.int64):
         return f"ids of {ids.dtype}: the kernels take int32 and int64"
+    if ids.device != x.device:
+        return f"ids is on {ids.device}, and the tensors on {x.device}"
     if ids.stride(-1) != 1 and ids.shape[-1] > 1:
         return "the last dimension of ids is not contiguous"
     for width in (*down.shape[1:], *(gate.shape[0] for gate, _, _ in shared)):
@@ -200,6 +210,8 @@ def _mla_supports(
     reason = _absorbed_reason(new, dn, dr, dc, dv) if absorbed else _decompressed_reason(q_nope.dtype, dn, dr, dc, dv)
     if reason is not None:
         return reason
+    if block_table is not None and latent.shape[1] == 0:
+        return "pages of 0 keys"
     if not absorbed and batch * (total + 64) >= MAX_ROWS:
         return f"{batch} sequences of {total} keys: more than one launch takes"
     if heads > MAX_HEADS or batch * new * heads >= MAX_ROWS or total >= MAX_ROWS - 1024:
@@ -221,7 +233,7 @@ def _mla_supports(
 register("rms_norm", "native", rms_norm, device="cuda", supports=_norm_supports)
 register("rms_norm_add", "native", rms_norm_add, device="cuda", supports=_norm_add_supports)
 register("loop_step", "native", loop_step, device="cuda", supports=_step_supports)
-register("loop_step_", "native", loop_step_, device="cuda", supports=_step_supports)
+register("loop_step_", "native", loop_step_, device="cuda", supports=_step_in_place_supports)
 register("moe_route", "native", moe_route, device="cuda", supports=_route_supports)
 register("moe_experts", "native", moe_experts, device="cuda", supports=_experts_supports)
 register("moe", "native", moe, device="cuda", supports=_experts_supports)

@@ -3,15 +3,12 @@
 
 #include "cuda_host.h"
 
-#include "../../csrc/runtime/plans.h"
 #include "gpu/block_tiles.h"
 
 using namespace openmythos::gpu;
 
 constexpr int ROWS = 128, THREADS = 256, DEEP = 200, PIECES = 2 * ROWS * CHUNKS / THREADS;
 using Shape = Block<ROWS, ROWS, THREADS / WAVE, 4>;
-
-static_assert(openmythos::runtime::slab_bytes(2 * ROWS, true) == STAGES * 2 * ROWS * DEPTH * 2 + 1024);
 
 static uint16_t operands[2 * ROWS][DEEP];
 static float product[ROWS][ROWS];

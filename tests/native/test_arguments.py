@@ -10,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from openmythos import dispatch
+from openmythos.backends import native
 from tests.native.fake import FakeOps
 from tests.ops.test_loop_step import step_args
 
@@ -184,6 +186,42 @@ def test_sentences(fake_ops: FakeOps, change: dict[str, Any], said: str) -> None
     launches, error = _call(fake_ops, values)
     assert said in error
     assert not launches
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "said"),
+    [
+        ("loop_step", {}, None),
+        ("loop_step_", {}, None),
+        ("loop_step", {"cum_p": torch.zeros(3, 2)[:, 0]}, "last dimension is not contiguous"),
+        ("loop_step_", {"x_next": torch.zeros(3, 64, dtype=torch.float64)}, "dtype torch.float64"),
+        ("loop_step_", {"x_next": torch.zeros(64, 3).T}, "last dimension is not contiguous"),
+    ],
+    ids=lambda value: next(iter(value), "served") if isinstance(value, dict) else "",
+)
+def test_what_the_row_serves(
+    monkeypatch: pytest.MonkeyPatch, op: str, change: dict[str, Any], said: str | None
+) -> None:
+    monkeypatch.setattr(native, "gpu_missing", lambda device: None)
+    values = _valid(3, 64, 2, torch.float32, False, False) | change
+    names = [
+        "h",
+        "e",
+        "block_out",
+        "h_out",
+        "cum_p",
+        "A",
+        "B",
+        "lora_down",
+        "lora_scale",
+        "lora_b",
+        "halt_w",
+        "halt_b",
+    ]
+    names += ["norm_w", *(["x_next"] if op == "loop_step_" else [])]
+    row = next(row for row in dispatch.rows(op, "cuda") if row.name == "native")
+    reason = row.supports(*(values[name] for name in names), 0, 0.99, 1e-6, 8)
+    assert reason is None if said is None else said in reason
 
 
 def test_a_failed_launch_names_kernel_grid_and_device(fake_ops: FakeOps) -> None:

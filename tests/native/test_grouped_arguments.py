@@ -137,6 +137,19 @@ def test_rows_that_begin_elsewhere(fake_ops: FakeOps, name: str) -> None:
     assert not launches
 
 
+def test_the_stride_of_a_single_expert_is_anything(fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
+    values = few._valid((17, 8, 8, 1, 1), (), torch.bfloat16)
+    for name in ("gate_up", "down"):
+        values[name] = values[name].as_strided(
+            values[name].shape, (values[name].numel() + 4, *values[name].stride()[1:])
+        )
+    assert few._reason("moe_experts", *(values[name] for name in ("x", "ids", "weights", "gate_up", "down"))) is None
+    launches, error = _call(fake_ops, values)
+    assert not error
+    assert launches
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -113,6 +113,11 @@ def _changed(draw: st.DrawFn, x: torch.Tensor) -> torch.Tensor:
     return flat[1:].view(x.shape) if x.numel() else x
 
 
+def _strides(x: torch.Tensor) -> tuple[int, ...]:
+    """Those of all but the last axis; where there is but one, its stride may be anything, and is none."""
+    return tuple(stride if size > 1 else 0 for stride, size in zip(x.stride()[:-1], x.shape, strict=False))
+
+
 def _data(x: torch.Tensor, *strides: int) -> bool:
     return all(stride * x.element_size() % 16 == 0 for stride in strides) and x.data_ptr() % 16 == 0
 
@@ -134,8 +139,8 @@ def _check_params(values: dict[str, Any], params: _Moe) -> None:
     assert (params.gate_up, params.down) == (gate_up.data_ptr(), down.data_ptr())
     assert (params.ids_stride, params.weights_stride) == (ids.stride(0), weights.stride(0))
     assert params.ids_bytes == ids.element_size()
-    assert tuple(params.gate_up_strides) == gate_up.stride()[:3]
-    assert tuple(params.down_strides) == down.stride()[:2]
+    assert tuple(params.gate_up_strides) == _strides(gate_up)
+    assert tuple(params.down_strides) == _strides(down)
     column = 0
     for index, (gate, up, last) in enumerate(zip(*(values[name] for name in SHARED), strict=True)):
         each = params.shared[index]
@@ -145,7 +150,7 @@ def _check_params(values: dict[str, Any], params: _Moe) -> None:
         column += gate.shape[0]
     assert (params.shared_count, params.shared_width) == (len(values["shared_gate"]), column)
     fast = d % 8 == 0 and width % 8 == 0 and _data(x, x.stride(0))
-    fast = fast and _data(gate_up, *gate_up.stride()[:3]) and _data(down, *down.stride()[:2])
+    fast = fast and _data(gate_up, *_strides(gate_up)) and _data(down, *_strides(down))
     for matrix in (matrix for name in SHARED for matrix in values[name]):
         fast = fast and _data(matrix, matrix.stride(0)) and matrix.shape[1] % 8 == 0
     assert bool(params.aligned) == fast
@@ -320,6 +325,7 @@ def _reason(op: str, *args: object) -> str | None:
         (experts(2, 8, 8, 2, 1, torch.float64), "dtype torch.float64"),
         ([randn(2, 8), torch.zeros(2, 1), *experts(2, 8, 8, 2, 1)[2:]], "ids of torch.float32"),
         ([randn(2, 8), torch.zeros(2, 2).int().T, *experts(2, 8, 8, 2, 2)[2:]], "last dimension of ids"),
+        ([randn(2, 8), torch.zeros(2, 1, device="meta").int(), *experts(2, 8, 8, 2, 1)[2:]], "ids is on meta"),
         ([*experts(2, 8, 8, 2, 1)[:3], torch.zeros(2, 2, 0, 8), torch.zeros(2, 8, 0)], "experts of width 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

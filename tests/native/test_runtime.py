@@ -66,11 +66,17 @@ def test_the_current_device_comes_back(driver: Driver, runtime: Runtime) -> None
 
 @VENDORS
 def test_loading_is_allowed_while_a_stream_is_captured(driver: Driver, runtime: Runtime) -> None:
-    assert runtime.launch() == ""
-    exchanges = [line for line in driver.calls() if "ThreadExchangeStreamCaptureMode" in line]
-    assert [line[-1] for line in exchanges] == ["2", "0"], "relaxed, then as before"
-    assert runtime.launch() == ""
-    assert len([line for line in driver.calls() if "Exchange" in line]) == 2, "a second launch only launches"
+    assert runtime.launch(shared=100_000) == ""
+    relaxed, modes, loading = "0", [], ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute")
+    for line in driver.calls():
+        if "ThreadExchangeStreamCaptureMode" in line:
+            relaxed = line[-1]
+            modes.append(relaxed)
+        elif line.split()[0].endswith((*loading, "LaunchKernel")):
+            assert relaxed == ("2" if line.split()[0].endswith(loading) else "0"), line
+    assert modes == ["2", "0"] * (3 if driver.vendor == "cuda" else 2), "relaxed, then as before"
+    assert runtime.launch(shared=100_000) == ""
+    assert len([line for line in driver.calls() if "Exchange" in line]) == len(modes), "a second one only launches"
 
 
 @pytest.mark.parametrize("vendor", ["cuda"])
