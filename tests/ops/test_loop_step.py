@@ -262,6 +262,16 @@ def _public(*args: object) -> tuple[torch.Tensor, ...]:
     return ops.loop_step(*args[:5], LoopParams(*args[5:13]), t, threshold=threshold, eps=eps, loop_dim=loop_dim)
 
 
+def test_a_strided_cum_p_goes_to_a_row_that_reads_it() -> None:
+    args = step_args(9, 97, 3, 1)
+    args[4] = torch.stack([args[4]] * 2, 1)[:, 0]
+    with torch.no_grad():
+        found = _public(*args)
+    plain, exact = reference.loop_step(*args), reference.loop_step(*doubled(args))
+    for part, mine, true, other in zip(("h", "h_out", "cum_p", "x_next"), found, exact, plain, strict=True):
+        assert_close(part, mine, true, other, torch.float32)
+
+
 @each_dtype
 @pytest.mark.parametrize("t", [0, 3, "rows"])
 @pytest.mark.parametrize("last", [False, True], ids=["next", "last"])
