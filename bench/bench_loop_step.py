@@ -73,7 +73,7 @@ def bench_loop_step(variant, rows, dtype, race, smoke, device):
         return x_next
 
     def plain(h, e, block_out, h_out, cum_p):
-        return reference.loop_step(h, e, block_out, h_out, cum_p, *params, T, THRESHOLD, EPS, cfg.loop_dim)[3]
+        return reference.loop_step(h, e, block_out, h_out, cum_p, *params, T, None, THRESHOLD, EPS, cfg.loop_dim)[3]
 
     spare = torch.empty_like(inputs[0][3])
     case = Case(

@@ -67,7 +67,7 @@ def bench_decode(variant, keys, dtype, race, smoke, device):
     case = Case(
         ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
         inputs=inputs,
-        expected=truth(lambda *args: reference.mla_attention(*args, scale, True, form="absorbed"), *inputs[0]),
+        expected=truth(lambda *args: reference.mla_absorbed(*args, scale, True), *inputs[0]),
         cost=counted,
         peers=with_products(peers, dtype, device),
         stream=lambda index: streaming_read([inputs[index][2]._base]),
@@ -92,7 +92,7 @@ def bench_prefill(variant, new, dtype, race, smoke, device):
     inputs, scale = _inputs(heads, new, new, dtype, device, 2), _scale(heads)
 
     def plain(*args):
-        return reference.mla_attention(*args, scale, True)[0]
+        return reference.mla_decompressed(*args, scale, True)[0]
 
     compile_it = variant == "1b" and new > 128
     peers = {

@@ -40,7 +40,8 @@ class Layer:
         ]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, self.gate_up, self.down, self.shared)
+        experts = ops.StackedExperts(self.gate_up, self.down, tuple(self.shared))
+        return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, experts)
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, weights and counts: close logits may change places when they are rounded another way."""

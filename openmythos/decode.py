@@ -65,10 +65,9 @@ def _waits(model: OpenMythos) -> str | None:
     x = ffn.router.weight.new_zeros(1, model.cfg.dim)
     ids = torch.zeros((1, ffn.topk), dtype=torch.int32, device=x.device)
     args = (x, ids, ids.float(), ffn.gate_up, ffn.down)
-    shared = [(expert.gate.weight, expert.up.weight, expert.down.weight) for expert in ffn.shared_experts]
-    calls = {"moe": (*args, shared), "moe_experts": args} if shared else {"moe_experts": args}
-    for op, arguments in calls.items():
-        if any(row.chosen and row.backend != "reference" for row in dispatch.explain(op, *arguments)):
+    shared = tuple((expert.gate.weight, expert.up.weight, expert.down.weight) for expert in ffn.shared_experts)
+    for arguments in ((*args, shared), args):
+        if any(entry.chosen and entry.backend != "reference" for entry in dispatch.explain("moe_experts", *arguments)):
             return None
     return "the experts are served by the reference, which waits for the device"
 

@@ -1,9 +1,9 @@
-"""The one table that maps an op and a device to the backends that can compute it, in order of preference.
+"""The dispatch table: for each op and device, the kernels that compute it in order of preference.
 
-A call is served by, in this order: the backend named by the innermost `use_backend(...)`, the one
-named by the environment variable OPENMYTHOS_BACKEND, the first row whose `supports(...)` has no
-objection, and the reference, which accepts everything. A backend asked for by name that cannot
-serve a call raises; nothing falls back after an exception.
+A call is a NamedTuple, the op's contract. It is served by, in this order: the backend named by the innermost
+`use_backend(...)`, the one named by the environment variable OPENMYTHOS_BACKEND, the first entry whose
+`supports(call)` returns None, and the reference, which accepts every call. A backend selected by name that cannot
+serve a call raises BackendError; nothing falls back after an exception.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-BACKENDS = ("native", "triton", "cpu", "torch", "reference")
+BACKENDS = ("cpp", "triton", "torch", "reference")
 
-Supports = Callable[..., "str | None"]
+Call = tuple[Any, ...]
+Run = Callable[[Any], Any]
+Supports = Callable[[Any], "str | None"]
 
 
-class Backend(NamedTuple):
-    """One row: `call` computes the op, `supports` returns None or the reason why it cannot."""
+class Entry(NamedTuple):
+    """One kernel of an op: `run(call)` computes it, `supports(call)` returns None or the reason why it cannot."""
 
     name: str
-    call: Callable
+    run: Run
     supports: Supports
 
 
 class Decision(NamedTuple):
-    """What `explain` says of one row: the backend, whether it serves the call, and why or why not."""
+    """What `explain` says of one entry: the backend, whether it serves the call, and the reason."""
 
     backend: str
     chosen: bool
@@ -38,15 +40,16 @@ class Decision(NamedTuple):
 
 
 class BackendError(RuntimeError):
-    """A backend asked for by name cannot serve the call."""
+    """A backend selected by name cannot serve the call."""
 
 
-def _always(*_args: object) -> None:
+def _supports_all(_call: Call) -> None:
     return None
 
 
-_table: dict[tuple[str, str], list[Backend]] = {}
-_reference: dict[str, Backend] = {}
+_table: dict[tuple[str, str], list[Entry]] = {}
+_reference: dict[str, Entry] = {}
+_contract: dict[str, type[Call]] = {}
 _forced: ContextVar[str | None] = ContextVar("openmythos_backend", default=None)
 _record: ContextVar[Counter | None] = ContextVar("openmythos_record", default=None)
 
@@ -64,22 +67,36 @@ def environment_backend() -> str | None:
     return _check_name(name, "OPENMYTHOS_BACKEND") if name else None
 
 
-def register(op: str, backend: str, call: Callable, *, device: str, supports: Supports = _always) -> None:
-    """Append a row for `op` on `device` ("cpu", "cuda"); rows registered first are preferred."""
-    _table.setdefault((op, device), []).append(Backend(_check_name(backend, "backend"), call, supports))
+def register(op: str, backend: str, run: Run, *, device: str, supports: Supports = _supports_all) -> None:
+    """Append an entry for `op` on `device` ("cpu", "cuda"); entries registered first are preferred."""
+    _table.setdefault((op, device), []).append(Entry(_check_name(backend, "backend"), run, supports))
 
 
-def register_reference(op: str, call: Callable) -> None:
-    """Set the reference of `op`: the last resort on every device."""
-    _reference[op] = Backend("reference", call, _always)
+def register_reference(op: str, contract: type[Call], run: Run) -> None:
+    """Declare `op`: the type of its call, and the reference that serves it last on every device."""
+    _contract[op] = contract
+    _reference[op] = Entry("reference", run, _supports_all)
+
+
+def contract(op: str) -> type[Call]:
+    """The NamedTuple that describes a call of `op`."""
+    if op not in _contract:
+        raise ValueError(f"op={op!r}: allowed are {', '.join(ops())}")
+    return _contract[op]
+
+
+def builder(op: str) -> Callable[..., Call]:
+    """What makes the typed call of `op` from the arguments of `openmythos::<op>`."""
+    kind = contract(op)
+    return getattr(kind, "from_flat", kind)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Serve every op inside the block by the named backend.
 
-    An op for which that backend has no row at all on the device (the backward of an op it only has
-    forward, say) is chosen as usual; one that it has but cannot serve with these arguments raises
+    An op that the backend does not implement on the device (the backward of an op of which it has only
+    the forward, say) is dispatched as usual. A call of an op that it implements but cannot serve raises
     BackendError.
     """
     token = _forced.set(_check_name(name, "name"))
@@ -100,77 +117,80 @@ def record() -> Iterator[Counter]:
         _record.reset(token)
 
 
-def rows(op: str, device: str) -> list[Backend]:
-    """All rows of `op` on `device`, in order of preference, the reference last."""
+def entries(op: str, device: str) -> list[Entry]:
+    """All entries of `op` on `device` in order of preference, the reference last."""
     return [*_table.get((op, device), ()), _reference[op]]
 
 
 def ops() -> list[str]:
-    """Names of all ops in the table."""
+    """The names of all ops in the table."""
     return sorted(_reference)
 
 
-def asked_for() -> str | None:
-    """The backend that is asked for by name here, or None."""
+def selected_by_name() -> str | None:
+    """The backend that `use_backend` or OPENMYTHOS_BACKEND names here, or None."""
     return _forced.get() or environment_backend()
 
 
-def _forced_row(name: str, op: str, device: str, args: tuple) -> Backend | None:
-    for row in rows(op, device):
-        if row.name == name:
-            reason = row.supports(*args)
+def _forced_entry(name: str, op: str, device: str, call: Call) -> Entry | None:
+    for entry in entries(op, device):
+        if entry.name == name:
+            reason = entry.supports(call)
             if reason is not None:
-                raise BackendError(f"backend {name!r} was asked for but cannot serve {op} on {device}: {reason}")
-            return row
+                raise BackendError(f"backend {name!r} was selected but cannot serve {op} on {device}: {reason}")
+            return entry
     if not _serves_any(name, device):
-        raise BackendError(f"backend {name!r} was asked for but serves no op on {device}")
+        raise BackendError(f"backend {name!r} was selected but serves no op on {device}")
     return None
 
 
 def _serves_any(name: str, device: str) -> bool:
-    return any(row.name == name for (_, where), listed in _table.items() if where == device for row in listed)
+    return any(entry.name == name for (_, where), listed in _table.items() if where == device for entry in listed)
 
 
-def select(op: str, device: str, *args: object) -> Callable:
-    """The callable that serves `op` for these arguments."""
-    name = asked_for()
-    row = _forced_row(name, op, device, args) if name else None
-    if row is None:
-        for row in _table.get((op, device), ()):
-            if row.supports(*args) is None:
+def select(op: str, device: str, call: Call) -> Run:
+    """What runs this call of `op` on `device`."""
+    name = selected_by_name()
+    entry = _forced_entry(name, op, device, call) if name else None
+    if entry is None:
+        for entry in _table.get((op, device), ()):
+            if entry.supports(call) is None:
                 break
         else:
-            row = _reference[op]
+            entry = _reference[op]
     counter = _record.get()
     if counter is not None:
-        counter[op, row.name] += 1
-    return row.call
+        counter[op, entry.name] += 1
+    return entry.run
 
 
 def explain(op: str, *args: object, device: str | None = None) -> list[Decision]:
-    """Why each backend would or would not serve `op` with these arguments.
+    """Why each backend would or would not serve `op`.
 
-    `args` are those of the op's public function, tensors first; the device is theirs unless given.
+    `args`: the op's typed call, or the arguments of `openmythos::<op>` in order. The device is theirs unless given.
+
+    Raises:
+        ValueError: when there is no op of that name.
     """
-    if op not in _reference:
-        raise ValueError(f"op={op!r}: allowed are {', '.join(ops())}")
-    device = device or next((arg.device.type for arg in args if hasattr(arg, "device")), "cpu")
-    forced = asked_for()
-    if forced and not any(row.name == forced for row in rows(op, device)):
+    kind = contract(op)
+    call = args[0] if len(args) == 1 and isinstance(args[0], kind) else builder(op)(*args)
+    device = device or next((part.device.type for part in call if hasattr(part, "device")), "cpu")
+    forced = selected_by_name()
+    if forced and not any(entry.name == forced for entry in entries(op, device)):
         if not _serves_any(forced, device):
-            reason = f"{forced!r} is asked for and serves no op on {device}, so the call raises"
-            return [Decision(row.name, False, reason) for row in rows(op, device)]
+            reason = f"{forced!r} was selected and serves no op on {device}, so the call raises"
+            return [Decision(entry.name, False, reason) for entry in entries(op, device)]
         forced = None
     decisions, taken = [], False
-    for row in rows(op, device):
-        reason = row.supports(*args)
-        if forced and row.name != forced:
-            decisions.append(Decision(row.name, False, f"use_backend asks for {forced!r}"))
+    for entry in entries(op, device):
+        reason = entry.supports(call)
+        if forced and entry.name != forced:
+            decisions.append(Decision(entry.name, False, f"use_backend selects {forced!r}"))
         elif reason is not None:
-            decisions.append(Decision(row.name, False, reason))
+            decisions.append(Decision(entry.name, False, reason))
         elif taken:
-            decisions.append(Decision(row.name, False, "a backend above serves the call"))
+            decisions.append(Decision(entry.name, False, "a backend above serves the call"))
         else:
             taken = True
-            decisions.append(Decision(row.name, True, "asked for by name" if forced else "first that can"))
+            decisions.append(Decision(entry.name, True, "selected by name" if forced else "first that can"))
     return decisions

@@ -34,10 +34,9 @@ def _moe(kind: dict, rows: int) -> dict[str, tuple]:
     experts = (torch.zeros(EXPERTS, 2, INNER, DIM, **kind), torch.zeros(EXPERTS, DIM, INNER, **kind))
     shared = [(torch.zeros(INNER, DIM, **kind), torch.zeros(INNER, DIM, **kind), torch.zeros(DIM, INNER, **kind))]
     return {
-        "moe": (x, ids, weights, *experts, shared),
         "moe_route": (logits, torch.zeros(EXPERTS, device=device), TOP_K),
         "moe_route_backward": (weights, ids, weights, EXPERTS, kind["dtype"]),
-        "moe_experts": (x, ids, weights, *experts),
+        "moe_experts": (x, ids, weights, *experts, shared),
         "moe_experts_hidden": (x, ids, weights, *experts),
         "moe_experts_backward": (x, x, ids, weights, *experts),
     }
@@ -57,7 +56,8 @@ def _mla(kind: dict, rows: int, past: int) -> dict[str, tuple]:
     lse = torch.zeros(1, HEADS, rows, device=kind["device"])
     scale = (NOPE + ROPE) ** -0.5
     return {
-        "mla_attention": (*tensors, scale, True, None, None, "absorbed" if past else "decompressed"),
+        "mla_absorbed": (*tensors, scale, True, None, None),
+        "mla_decompressed": (*tensors, scale, True, None, None),
         "mla_attention_backward": (out, *tensors, out, lse, scale, True, None),
     }
 
@@ -69,10 +69,10 @@ def _loop_step(kind: dict, rows: int) -> dict[str, tuple]:
     low = low.to(device)
     scale, bias = torch.zeros(LOOPS, RANK, device=device), torch.zeros(1, device=device)
     params = (wide, wide, low, scale, low, wide, bias, wide)
-    rest = (0, THRESHOLD, EPS, LOOP_DIM)
+    rest = (0, None, THRESHOLD, EPS, LOOP_DIM)
     return {
         "loop_step": (x, x, x, state, cum_p, *params, *rest),
-        "loop_step_": (x, x, x, state, cum_p, *params, x, *rest),
+        "loop_step_": (x, x, x, state, cum_p, *params, *rest, x),
         "loop_step_backward": (x, state, cum_p, x, x, x, x, cum_p, *params, *rest),
     }
 

@@ -47,8 +47,8 @@ class Row(NamedTuple):
     emulated: bool = False
 
     @property
-    def found(self) -> dispatch.Backend:
-        return next(row for row in dispatch.rows(self.op, self.device) if row.name == self.backend)
+    def found(self) -> dispatch.Entry:
+        return next(row for row in dispatch.entries(self.op, self.device) if row.name == self.backend)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -71,13 +71,14 @@ class Row(NamedTuple):
             torch.ops.openmythos_native.set_isa(before)
 
     def call(self, *args: object) -> object:
-        """Run the row on these arguments; the test is skipped with the row's own reason if it cannot serve them."""
+        """Run the row on the op's arguments; the test is skipped with the row's own reason if it cannot serve them."""
         row = self.found
         with self.active(), torch.no_grad():
-            reason = row.supports(*args)
+            call = dispatch.builder(self.op)(*args)
+            reason = row.supports(call)
             if reason is not None:
                 pytest.skip(f"{self.backend}: {reason}")
-            return row.call(*args)
+            return row.run(call)
 
 
 def can_emulate() -> bool:
@@ -91,12 +92,12 @@ def rows(op: str, device: str = "cpu") -> list:
     Where tinygrad's emulator is at hand, Triton's kernels come a second time, as gfx1151 code; these tests are slow.
     """
     params = []
-    for row in dispatch.rows(op, device):
-        variants = isa_variants() if row.name == "cpu" else []
+    for row in dispatch.entries(op, device):
+        variants = isa_variants() if (row.name, device) == ("cpp", "cpu") else []
         for isa in variants or [None]:
             name = row.name if isa is None else f"{row.name}-{isa}"
             params.append(pytest.param(Row(op, row.name, device, isa), id=name))
-    if device == "cpu" and can_emulate() and any(row.name == "triton" for row in dispatch.rows(op, "cuda")):
+    if device == "cpu" and can_emulate() and any(row.name == "triton" for row in dispatch.entries(op, "cuda")):
         emulated = Row(op, "triton", "cuda", emulated=True)
         params.append(pytest.param(emulated, id="triton-gfx1151", marks=pytest.mark.slow))
     return params

@@ -8,6 +8,7 @@ import torch
 
 from openmythos import reference
 from openmythos.backends.calls import as_rows, loop_step, loop_step_, mla_attention, rms_norm, rms_norm_add
+from openmythos.backends.flat import register_experts, register_flat
 from openmythos.backends.library import missing
 from openmythos.dispatch import register
 
@@ -196,17 +197,17 @@ def _step_in_place_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
     return _step_reason(h, e, block_out, h_out, cum_p, rest[8], *rest)
 
 
-register("linear", "cpu", _linear, device="cpu", supports=_linear_supports)
-register("linear", "torch", reference.linear, device="cpu")
-register("swiglu", "cpu", _swiglu, device="cpu", supports=_swiglu_supports)
-register("swiglu", "torch", reference.swiglu, device="cpu")
-register("rope", "cpu", _rope, device="cpu", supports=_rope_supports)
-register("rope_append_", "cpu", _append, device="cpu", supports=_append_supports)
-register("rms_norm", "cpu", rms_norm, device="cpu", supports=_norm_supports)
-register("rms_norm_add", "cpu", rms_norm_add, device="cpu", supports=_norm_add_supports)
-register("moe_route", "cpu", _moe_route, device="cpu", supports=_route_supports)
-register("moe_experts", "cpu", _moe_experts, device="cpu", supports=_experts_supports)
-register("moe", "cpu", _moe, device="cpu", supports=_moe_supports)
-register("mla_attention", "cpu", mla_attention, device="cpu", supports=_mla_supports)
-register("loop_step", "cpu", loop_step, device="cpu", supports=_step_supports)
-register("loop_step_", "cpu", loop_step_, device="cpu", supports=_step_in_place_supports)
+register_flat("linear", "cpp", _linear, device="cpu", supports=_linear_supports)
+register("linear", "torch", lambda call: reference.linear(*call), device="cpu")
+register_flat("swiglu", "cpp", _swiglu, device="cpu", supports=_swiglu_supports)
+register("swiglu", "torch", lambda call: reference.swiglu(*call), device="cpu")
+register_flat("rope", "cpp", _rope, device="cpu", supports=_rope_supports)
+register_flat("rope_append_", "cpp", _append, device="cpu", supports=_append_supports)
+register_flat("rms_norm", "cpp", rms_norm, device="cpu", supports=_norm_supports)
+register_flat("rms_norm_add", "cpp", rms_norm_add, device="cpu", supports=_norm_add_supports)
+register_flat("moe_route", "cpp", _moe_route, device="cpu", supports=_route_supports)
+register_experts("cpp", _moe_experts, _experts_supports, _moe, _moe_supports, "cpu")
+register_flat("mla_absorbed", "cpp", mla_attention, device="cpu", supports=_mla_supports)
+register_flat("mla_decompressed", "cpp", mla_attention, device="cpu", supports=_mla_supports)
+register_flat("loop_step", "cpp", loop_step, device="cpu", supports=_step_supports)
+register_flat("loop_step_", "cpp", loop_step_, device="cpu", supports=_step_in_place_supports)

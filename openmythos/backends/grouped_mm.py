@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from openmythos.dispatch import register
+from openmythos.backends.flat import register_experts
 
 ALIGNMENT = 16
 
@@ -44,4 +44,8 @@ def _supports(
     return None
 
 
-register("moe_experts", "torch", moe_experts, device="cuda", supports=_supports)
+def _no_shared(*_args: object) -> str:
+    return "grouped_mm computes the routed experts alone"
+
+
+register_experts("torch", moe_experts, _supports, moe_experts, _no_shared, "cuda")

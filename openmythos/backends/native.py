@@ -16,8 +16,8 @@ from openmythos.backends.calls import (
     rms_norm,
     rms_norm_add,
 )
+from openmythos.backends.flat import register_experts, register_flat
 from openmythos.backends.library import gpu_missing
-from openmythos.dispatch import register
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -230,11 +230,11 @@ def _mla_supports(
     )
 
 
-register("rms_norm", "native", rms_norm, device="cuda", supports=_norm_supports)
-register("rms_norm_add", "native", rms_norm_add, device="cuda", supports=_norm_add_supports)
-register("loop_step", "native", loop_step, device="cuda", supports=_step_supports)
-register("loop_step_", "native", loop_step_, device="cuda", supports=_step_in_place_supports)
-register("moe_route", "native", moe_route, device="cuda", supports=_route_supports)
-register("moe_experts", "native", moe_experts, device="cuda", supports=_experts_supports)
-register("moe", "native", moe, device="cuda", supports=_experts_supports)
-register("mla_attention", "native", mla_attention, device="cuda", supports=_mla_supports)
+register_flat("rms_norm", "cpp", rms_norm, device="cuda", supports=_norm_supports)
+register_flat("rms_norm_add", "cpp", rms_norm_add, device="cuda", supports=_norm_add_supports)
+register_flat("loop_step", "cpp", loop_step, device="cuda", supports=_step_supports)
+register_flat("loop_step_", "cpp", loop_step_, device="cuda", supports=_step_in_place_supports)
+register_flat("moe_route", "cpp", moe_route, device="cuda", supports=_route_supports)
+register_experts("cpp", moe_experts, _experts_supports, moe, _experts_supports, "cuda")
+register_flat("mla_absorbed", "cpp", mla_attention, device="cuda", supports=_mla_supports)
+register_flat("mla_decompressed", "cpp", mla_attention, device="cuda", supports=_mla_supports)

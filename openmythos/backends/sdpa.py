@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from openmythos.dispatch import register
+from openmythos.backends.flat import register_flat
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD = 256
@@ -90,4 +90,4 @@ def attend(
     return out[..., :dv].transpose(1, 2).contiguous(), lse.contiguous()
 
 
-register("mla_attention", "torch", attend, device="cuda", supports=_supports)
+register_flat("mla_decompressed", "torch", attend, device="cuda", supports=_supports)

@@ -15,7 +15,7 @@ from openmythos.nn.norm import RMSNorm
 from openmythos.nn.pristine import fusable, pristine
 from openmythos.nn.project import project, to_weight_dtype
 from openmythos.nn.rope import apply_rope
-from openmythos.ops._library import direct
+from openmythos.ops.core import direct
 
 
 @fusable

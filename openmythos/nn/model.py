@@ -19,7 +19,7 @@ from openmythos.nn.pristine import fusable, unchanged
 from openmythos.nn.project import project, to_weight_dtype
 from openmythos.nn.recurrent import RecurrentBlock
 from openmythos.nn.rope import precompute_rope_freqs, rope_table
-from openmythos.reference.precision import wide
+from openmythos.ops.precision import wide
 
 INIT_STD = 0.02
 _TABLES = ("freqs_cis", "freqs_cis_mla")

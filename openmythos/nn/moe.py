@@ -10,8 +10,8 @@ from openmythos.config import MythosConfig
 from openmythos.nn.experts import Expert, ExpertList, is_plain
 from openmythos.nn.pristine import fusable
 from openmythos.nn.project import project, to_weight_dtype
-from openmythos.ops._library import autocast_dtype
-from openmythos.reference.precision import wide
+from openmythos.ops.core import autocast_dtype
+from openmythos.ops.precision import wide
 
 _PARTS = ("gate", "up", "down")
 
@@ -71,9 +71,14 @@ class MoEFFN(nn.Module):
             return self._add(self._call_experts(flat, ids, weights), flat).view(batch, new, dim)
         gate_up, down = self._cast or (self.gate_up, self.down)
         if all(is_plain(expert) for expert in self.shared_experts):
-            shared = [(expert.gate.weight, expert.up.weight, expert.down.weight) for expert in self.shared_experts]
-            return ops.moe_experts(flat, ids, weights, gate_up, down, shared).view(batch, new, dim)
-        return self._add(ops.moe_experts(flat, ids, weights, gate_up, down), flat).view(batch, new, dim)
+            shared = tuple(
+                ops.SharedExpert(expert.gate.weight, expert.up.weight, expert.down.weight)
+                for expert in self.shared_experts
+            )
+            experts = ops.StackedExperts(gate_up, down, shared)
+            return ops.moe_experts(flat, ids, weights, experts).view(batch, new, dim)
+        experts = ops.StackedExperts(gate_up, down)
+        return self._add(ops.moe_experts(flat, ids, weights, experts), flat).view(batch, new, dim)
 
     def _add(self, out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """out plus the shared experts called as modules, summed in float32 or wider."""

@@ -15,10 +15,10 @@ from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
 from openmythos.nn.pristine import fusable, pristine, unchanged
 from openmythos.nn.project import project, to_weight_dtype
-from openmythos.ops._library import direct
+from openmythos.ops.core import direct
 from openmythos.ops.loop_step import LoopParams
-from openmythos.reference.loop_step import loop_embedding
-from openmythos.reference.precision import wide
+from openmythos.ops.loop_step.reference import loop_embedding
+from openmythos.ops.precision import wide
 
 # exp(-exp(x)) is below 1 in float32 down to x = -15 and above 0 up to x = 4.4
 _LOG_RANGE = (-15.0, 4.4)

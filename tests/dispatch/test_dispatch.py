@@ -15,6 +15,7 @@ from openmythos.backends import library
 from tests.backends import isa_variants
 
 X, WEIGHT = torch.randn(5, 97), torch.ones(97)
+CALL = dispatch.contract("rms_norm")(X, WEIGHT, 1e-6)
 
 
 def call(**options: object) -> torch.Tensor:
@@ -24,13 +25,13 @@ def call(**options: object) -> torch.Tensor:
 
 def test_every_op_ends_with_the_reference() -> None:
     for op in dispatch.ops():
-        listed = dispatch.rows(op, "cpu")
+        listed = dispatch.entries(op, "cpu")
         assert listed[-1].name == "reference"
-        assert listed[-1].supports() is None
+        assert listed[-1].supports(()) is None
 
 
 def test_the_first_row_that_can_serves() -> None:
-    first = next(row for row in dispatch.rows("rms_norm", "cpu") if row.supports(X, WEIGHT, 1e-6) is None)
+    first = next(row for row in dispatch.entries("rms_norm", "cpu") if row.supports(CALL) is None)
     with dispatch.record() as counts:
         call()
     assert dict(counts) == {("rms_norm", first.name): 1}
@@ -66,19 +67,19 @@ def test_nothing_falls_back_after_an_exception(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_args: object) -> None:
         raise OSError("from the kernel")
 
-    monkeypatch.setitem(dispatch._table, ("rms_norm", "cpu"), [dispatch.Backend("cpu", fail, lambda *_args: None)])
+    monkeypatch.setitem(dispatch._table, ("rms_norm", "cpu"), [dispatch.Entry("cpp", fail, lambda _call: None)])
     with pytest.raises(OSError, match="from the kernel"):
         call()
 
 
 def test_explain_says_why_for_every_row() -> None:
     decisions = dispatch.explain("rms_norm", X.half(), WEIGHT.half(), 1e-6)
-    assert [part.backend for part in decisions] == [row.name for row in dispatch.rows("rms_norm", "cpu")]
+    assert [part.backend for part in decisions] == [row.name for row in dispatch.entries("rms_norm", "cpu")]
     assert [part.backend for part in decisions if part.chosen] == ["reference"]
     assert all(part.reason for part in decisions)
     with openmythos.use_backend("reference"):
         forced = dispatch.explain("rms_norm", X, WEIGHT, 1e-6)
-    assert forced[-1] == dispatch.Decision("reference", True, "asked for by name")
+    assert forced[-1] == dispatch.Decision("reference", True, "selected by name")
     with pytest.raises(ValueError, match="op='norm'"):
         dispatch.explain("norm")
 
@@ -118,11 +119,12 @@ def test_the_native_kernels_serve_the_model(dtype: torch.dtype) -> None:
         "rope",
         "linear",
         "moe_route",
-        "moe",
-        "mla_attention",
+        "moe_experts",
+        "mla_absorbed",
+        "mla_decompressed",
         "loop_step_",
     ):
-        assert served[op] == {"cpu"}, f"{op}: {served[op]}"
+        assert served[op] == {"cpp"}, f"{op}: {served[op]}"
     assert isa_variants()
 
 

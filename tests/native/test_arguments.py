@@ -219,7 +219,7 @@ def test_what_the_row_serves(
         "halt_b",
     ]
     names += ["norm_w", *(["x_next"] if op == "loop_step_" else [])]
-    row = next(row for row in dispatch.rows(op, "cuda") if row.name == "native")
+    row = next(row for row in dispatch.entries(op, "cuda") if row.name == "cpp")
     reason = row.supports(*(values[name] for name in names), 0, 0.99, 1e-6, 8)
     assert reason is None if said is None else said in reason
 

@@ -23,7 +23,7 @@ def _moved(args: list, device: str = "cuda") -> list:
 
 
 def _native(op: str, args: list) -> list[torch.Tensor]:
-    row = next(row for row in dispatch.rows(op, "cuda") if row.name == "native")
+    row = next(row for row in dispatch.entries(op, "cuda") if row.name == "cpp")
     reason = row.supports(*args)
     if reason is not None:
         pytest.skip(reason)
@@ -185,7 +185,7 @@ def test_captured_and_replayed() -> None:
     """The first launch of a kernel may fall into a capture, which then holds the kernel and not its loading."""
     args = _moved(step_args(600, 4352, 3, 1, torch.float16))
     static = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
-    if next(row for row in dispatch.rows("loop_step", "cuda") if row.name == "native").supports(*args):
+    if next(row for row in dispatch.entries("loop_step", "cuda") if row.name == "cpp").supports(*args):
         pytest.skip("the native row does not serve this device")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -223,7 +223,7 @@ def test_what_the_row_serves(monkeypatch: pytest.MonkeyPatch, change: dict[str, 
     monkeypatch.setattr(native, "gpu_missing", lambda device: None)
     dims = change.get("dims", (8, 32, 256, 8))
     values = dict(zip(TENSORS, attention_inputs(2, change.get("new", 1), 20, 3, dims), strict=True)) | change
-    row = next(row for row in dispatch.rows("mla_attention", "cuda") if row.name == "native")
+    row = next(row for row in dispatch.entries("mla_attention", "cuda") if row.name == "cpp")
     form = change.get("form", "absorbed")
     reason = row.supports(*(values[name] for name in TENSORS), 0.1, True, change.get("seq_lens"), None, form)
     assert reason is None if said is None else said in reason

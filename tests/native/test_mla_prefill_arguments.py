@@ -189,7 +189,7 @@ def test_what_the_row_serves(monkeypatch: pytest.MonkeyPatch, change: dict[str, 
     monkeypatch.setattr(native, "gpu_missing", lambda device: None)
     dims, new = change.get("dims", (64, 32, 40, 64)), change.get("new", 17)
     values = dict(zip(TENSORS, attention_inputs(2, new, 20, 3, dims, change.get("dtype", BF16)), strict=True)) | change
-    row = next(row for row in dispatch.rows("mla_attention", "cuda") if row.name == "native")
+    row = next(row for row in dispatch.entries("mla_attention", "cuda") if row.name == "cpp")
     tensors = (values[name] for name in TENSORS)
     reason = row.supports(*tensors, 0.1, True, change.get("seq_lens"), None, "decompressed")
     assert reason is None if said is None else said in reason

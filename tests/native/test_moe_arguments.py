@@ -314,7 +314,7 @@ def test_more_rows_than_route_has_threads(fake_ops: FakeOps, monkeypatch: pytest
 
 
 def _reason(op: str, *args: object) -> str | None:
-    return next(row for row in dispatch.rows(op, "cuda") if row.name == "native").supports(*args)
+    return next(row for row in dispatch.entries(op, "cuda") if row.name == "cpp").supports(*args)
 
 
 @pytest.mark.parametrize(

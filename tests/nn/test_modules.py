@@ -271,7 +271,13 @@ def test_moe_module_equals_the_op() -> None:
     with torch.no_grad():
         moe.router_bias.normal_()
         shared = [(part.gate.weight, part.up.weight, part.down.weight) for part in moe.shared_experts]
-        want = ops.moe(x.view(10, 48), moe.router.weight, moe.router_bias, 2, moe.gate_up, moe.down, shared)
+        want = ops.moe(
+            x.view(10, 48),
+            moe.router.weight,
+            moe.router_bias,
+            2,
+            ops.StackedExperts(moe.gate_up, moe.down, tuple(shared)),
+        )
         assert_within("output", moe(x).view(10, 48), want, 1e-6)
 
 
@@ -282,7 +288,7 @@ def test_every_instruction_set_runs_the_model(attn_type: str, dtype: torch.dtype
     model = small_model(attn_type).to(dtype)
     exact = copy.deepcopy(model).double()
     logits, ids = [], tokens(2, 9)
-    with torch.no_grad(), Row("linear", "cpu", "cpu", isa).active():
+    with torch.no_grad(), Row("linear", "cpp", "cpu", isa).active():
         for start, end in ((0, 7), (7, 8), (8, 9)):
             call = {"n_loops": 3, "start_pos": start}
             cache = logits[-1][1] if logits else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from openmythos import reference
-from openmythos.reference.precision import wide
+from openmythos.ops.precision import wide
 
 ROUTED = 5
 

@@ -35,8 +35,8 @@ def _norm_add(dtype: torch.dtype = torch.float32) -> list[object]:
     return [randn(5, 97, dtype=dtype), *_norm(dtype)]
 
 
-def _attention(form: str = "decompressed", dtype: torch.dtype = torch.float32) -> list[object]:
-    return [*attention_inputs(2, 3, 9, 3, (13, 6, 37, 17), dtype), 0.2, True, torch.tensor([9, 4]), None, form]
+def _attention(dtype: torch.dtype = torch.float32) -> list[object]:
+    return [*attention_inputs(2, 3, 9, 3, (13, 6, 37, 17), dtype), 0.2, True, torch.tensor([9, 4]), None]
 
 
 def _contiguous(args: list[object]) -> list[object]:
@@ -55,7 +55,7 @@ def _loop_backward(t: object) -> tuple[object, ...]:
 
 def _in_place(t: object) -> tuple[object, ...]:
     args = step_args(5, 97, 3, t)
-    return (*args[:13], torch.zeros(5, 97), *args[13:])
+    return (*args, torch.zeros(5, 97))
 
 
 def _append(position: torch.Tensor | None) -> tuple[object, ...]:
@@ -86,8 +86,9 @@ CASES: dict[str, tuple[Callable, Callable]] = {
         op.moe_experts_backward.default,
         lambda: (randn(7, 13), *experts(7, 13, 11, 5, 2), randn(7, 2, 2, 11)),
     ),
-    "mla_attention": (op.mla_attention.default, lambda: _leaves(_attention())),
-    "mla_attention absorbed": (op.mla_attention.default, lambda: tuple(_attention("absorbed", torch.bfloat16))),
+    "mla_decompressed": (op.mla_decompressed.default, lambda: _leaves(_attention())),
+    "mla_absorbed": (op.mla_absorbed.default, lambda: _leaves(_attention())),
+    "mla_absorbed bfloat16": (op.mla_absorbed.default, lambda: tuple(_attention(torch.bfloat16))),
     "mla_attention_backward": (
         op.mla_attention_backward.default,
         lambda: (
@@ -102,11 +103,11 @@ CASES: dict[str, tuple[Callable, Callable]] = {
     ),
     "loop_step": (op.loop_step.default, lambda: _leaves(step_args(5, 97, 3, 2))),
     "loop_step last": (op.loop_step.default, lambda: _leaves(step_args(5, 97, 3, 2, last=True))),
-    "loop_step rows": (op.loop_step.rows, lambda: _leaves(step_args(5, 97, 3, _rows()))),
+    "loop_step rows": (op.loop_step.default, lambda: _leaves(step_args(5, 97, 3, _rows()))),
     "loop_step_backward": (op.loop_step_backward.default, lambda: _loop_backward(2)),
-    "loop_step_backward rows": (op.loop_step_backward.rows, lambda: _loop_backward(_rows())),
+    "loop_step_backward rows": (op.loop_step_backward.default, lambda: _loop_backward(_rows())),
     "loop_step_": (op.loop_step_.default, lambda: _in_place(2)),
-    "loop_step_ rows": (op.loop_step_.rows, lambda: _in_place(_rows())),
+    "loop_step_ rows": (op.loop_step_.default, lambda: _in_place(_rows())),
 }
 
 
@@ -143,8 +144,14 @@ def _public_cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "swiglu": (ops.swiglu, [randn(5, 13), randn(11, 13), randn(11, 13), randn(13, 11)]),
         "rope": (ops.rope, [randn(2, 3, 5, 8), table]),
         "moe_route": (lambda logits, bias: ops.moe_route(logits, bias, 3), [randn(7, 11), randn(11)]),
-        "moe_experts": (lambda x, w, g, d: ops.moe_experts(x, one[1], w, g, d), [one[0], *one[2:]]),
-        "moe": (lambda x, r, b, g, d: ops.moe(x, r, b, 2, g, d), [one[0], randn(5, 13), randn(5), *one[3:]]),
+        "moe_experts": (
+            lambda x, w, g, d: ops.moe_experts(x, one[1], w, ops.StackedExperts(g, d)),
+            [one[0], *one[2:]],
+        ),
+        "moe": (
+            lambda x, r, b, g, d: ops.moe(x, r, b, 2, ops.StackedExperts(g, d)),
+            [one[0], randn(5, 13), randn(5), *one[3:]],
+        ),
         "mla_attention": (
             lambda *tensors: ops.mla_attention(*tensors, scale=0.2, causal=True),
             attention_inputs(2, 3, 9, 3, (13, 6, 37, 17)),
@@ -182,6 +189,6 @@ def test_autocast_casts_the_products() -> None:
     x, ids, weights, gate_up, down = experts(7, 13, 11, 5, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert ops.mla_attention(*args, scale=0.2, causal=True).dtype == torch.bfloat16
-        assert ops.moe_experts(x, ids, weights, gate_up, down).dtype == torch.bfloat16
+        assert ops.moe_experts(x, ids, weights, ops.StackedExperts(gate_up, down)).dtype == torch.bfloat16
         assert ops.linear(x, randn(5, 13)).dtype == torch.bfloat16
         assert ops.rms_norm(x, randn(13)).dtype == torch.float32

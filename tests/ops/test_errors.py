@@ -35,7 +35,8 @@ def expert_call(changes: dict[int, torch.Tensor]) -> Callable:
         args = experts(7, 13, 11, 5, 2)
         for index, value in changes.items():
             args[index] = value
-        ops.moe_experts(*args)
+        x, ids, weights, *stacks = args
+        ops.moe_experts(x, ids, weights, ops.StackedExperts(*stacks))
 
     return call
 
@@ -138,5 +139,5 @@ def test_in_place_refusal_leaves_the_state_alone() -> None:
 
 
 def test_a_backend_that_cannot_serve_raises() -> None:
-    with torch.no_grad(), pytest.raises(openmythos.BackendError, match=r"cpu.*rms_norm.*float16"):
-        ops.rms_norm(randn(5, 97, dtype=torch.float16), randn(97, dtype=torch.float16), backend="cpu")
+    with torch.no_grad(), pytest.raises(openmythos.BackendError, match=r"cpp.*rms_norm.*float16"):
+        ops.rms_norm(randn(5, 97, dtype=torch.float16), randn(97, dtype=torch.float16), backend="cpp")

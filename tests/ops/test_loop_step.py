@@ -39,13 +39,18 @@ def state(rows: int, width: int, dtype: torch.dtype = torch.float32) -> list[tor
     return [*(randn(rows, width, dtype=dtype) for _ in range(3)), randn(rows, width), cum_p]
 
 
+def depth(t: object) -> tuple[int, torch.Tensor | None]:
+    """The fields t and t_rows of a call."""
+    return (0, t) if isinstance(t, torch.Tensor) else (t, None)
+
+
 def step_args(
     rows: int, width: int, rank: int, t: object, dtype: torch.dtype = torch.float32, last: bool = False
 ) -> list:
     chosen = params(width, rank)
     if last:
         chosen = chosen._replace(norm_w=None)
-    return [*state(rows, width, dtype), *chosen, t, THRESHOLD, EPS, width // 8]
+    return [*state(rows, width, dtype), *chosen, *depth(t), THRESHOLD, EPS, width // 8]
 
 
 SIZES = pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_in_place_equals_functional(row: Row, dtype: torch.dtype, t: object, sha
     state, chosen, tail = [part.clone() for part in args[:5]], args[5:13], args[13:]
     following = state[2] if shares else torch.full_like(state[1], float("nan"))
     kept = state[1].clone()
-    row.call(*state, *chosen, following, *tail)
+    row.call(*state, *chosen, *tail, following)
     assert torch.equal(state[1], kept), "e is only read"
     for name, mine, true, plain in zip(
         ("h", "h_out", "cum_p", "next"), (state[0], state[3], state[4], following), exact, want, strict=True
@@ -120,7 +125,7 @@ def test_in_place_without_a_next_input(row: Row) -> None:
     args = step_args(9, 97, 3, 2, last=True)
     want = reference.loop_step(*args)
     state = [part.clone() for part in args[:5]]
-    row.call(*state, *args[5:13], None, *args[13:])
+    row.call(*state, *args[5:], None)
     for mine, plain in zip((state[0], state[3], state[4]), want, strict=False):
         torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
 
@@ -130,7 +135,7 @@ def test_an_int_equals_a_tensor_of_it(row: Row) -> None:
     for t in (0, 2, 9):
         args = step_args(9, 97, 3, t)
         one = row.call(*args)
-        args[13] = torch.full((9,), t, dtype=torch.int32)
+        args[13:15] = depth(torch.full((9,), t, dtype=torch.int32))
         for a, b in zip(one, row.call(*args), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -143,7 +148,7 @@ def test_halting_is_exactly_upstreams(row: Row) -> None:
     zeros = torch.zeros(5, width)
     cum_p = torch.tensor([0.0, 0.39, 0.41, 0.9, 1.3])
     h = torch.ones(5, width)
-    out = row.call(h, zeros, zeros, zeros, cum_p, *chosen, 0, THRESHOLD, EPS, 1)
+    out = row.call(h, zeros, zeros, zeros, cum_p, *chosen, 0, None, THRESHOLD, EPS, 1)
     weights = torch.tensor([0.5, 0.5, 0.59, 0.0, 0.0])
     torch.testing.assert_close(out[2], torch.tensor([0.5, 0.89, 0.91, 0.9, 1.3]), rtol=0, atol=1e-6)
     torch.testing.assert_close(out[1], weights[:, None] * out[0], rtol=0, atol=1e-6)
@@ -152,7 +157,7 @@ def test_halting_is_exactly_upstreams(row: Row) -> None:
 @each_row("loop_step")
 def test_threshold_above_one(row: Row) -> None:
     args = step_args(9, 97, 3, 1)
-    args[14] = 1.5
+    args[15] = 1.5
     check_row(row, reference.loop_step, args, torch.float32)
 
 
@@ -160,7 +165,7 @@ def test_threshold_above_one(row: Row) -> None:
 @pytest.mark.parametrize("loop_dim", [0, 1, 7, 12, 97])
 def test_any_loop_dim(row: Row, loop_dim: int) -> None:
     args = step_args(9, 97, 3, 5)
-    args[16] = loop_dim
+    args[17] = loop_dim
     check_row(row, reference.loop_step, args, torch.float32)
 
 
@@ -281,8 +286,9 @@ def _gradients(function, args: list, cast: torch.dtype, wide: torch.dtype) -> tu
 
 
 def _public(*args: object) -> tuple[torch.Tensor, ...]:
-    t, threshold, eps, loop_dim = args[13:]
-    return ops.loop_step(*args[:5], LoopParams(*args[5:13]), t, threshold=threshold, eps=eps, loop_dim=loop_dim)
+    t, t_rows, threshold, eps, loop_dim = args[13:]
+    loop = t if t_rows is None else t_rows
+    return ops.loop_step(*args[:5], LoopParams(*args[5:13]), loop, threshold=threshold, eps=eps, loop_dim=loop_dim)
 
 
 def test_a_strided_cum_p_goes_to_a_row_that_reads_it() -> None:

@@ -12,7 +12,15 @@ from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, stri
 from tests.tolerances import FLOAT16_PRODUCTS, assert_close, errors
 
 FORMS = pytest.mark.parametrize("form", ["absorbed", "decompressed"])
+REFERENCE = {"absorbed": reference.mla_absorbed, "decompressed": reference.mla_decompressed}
+# Both ops have the same backends.
+each_form = each_row("mla_absorbed")
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+
+
+def of(row: Row, form: str) -> Row:
+    """The row's backend of the op that computes this form."""
+    return row._replace(op=f"mla_{form}")
 
 
 def attention_inputs(
@@ -42,14 +50,14 @@ SIZES = {
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 @CAUSAL
 @each_size
 def test_forward(row: Row, dtype: torch.dtype, form: str, causal: bool, size: tuple) -> None:
     args = attention_inputs(*size, dtype)
-    out, lse = check_row(row, reference.mla_attention, (*args, 0.11, causal, None, None, form), dtype)
+    out, lse = check_row(of(row, form), REFERENCE[form], (*args, 0.11, causal, None, None), dtype)
     batch, new, _, heads, dims = size
     assert out.shape == (batch, new, heads, dims[3])
     assert lse.shape == (batch, heads, new)
@@ -66,7 +74,7 @@ MODELS = {
 }
 
 
-@each_row("mla_attention")
+@each_form
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -78,11 +86,11 @@ def test_dimensions_of_the_models(row: Row, dtype: torch.dtype, form: str, model
     heads, dims = model
     heads = heads if form == "absorbed" else 3
     args = attention_inputs(2, 2, 37, heads, dims, dtype)
-    call = (*args, (dims[0] + dims[1]) ** -0.5, True, torch.tensor([37, 20]), None, form)
-    check_row(row, reference.mla_attention, call, dtype)
+    call = (*args, (dims[0] + dims[1]) ** -0.5, True, torch.tensor([37, 20]), None)
+    check_row(of(row, form), REFERENCE[form], call, dtype)
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @pytest.mark.parametrize("dc", [40, 521], ids=["narrow", "wide"])
 def test_many_shares_of_the_keys(row: Row, dtype: torch.dtype, dc: int) -> None:
@@ -92,14 +100,14 @@ def test_many_shares_of_the_keys(row: Row, dtype: torch.dtype, dc: int) -> None:
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
-    call = (*args, 0.2, True, lengths, None, "absorbed")
-    out, lse = check_row(row, reference.mla_attention, call, dtype)
+    call = (*args, 0.2, True, lengths, None)
+    out, lse = check_row(of(row, "absorbed"), reference.mla_absorbed, call, dtype)
     assert out[3].eq(0).all()
     assert lse[3].eq(float("-inf")).all()
-    check_repeatable(row, call)
+    check_repeatable(of(row, "absorbed"), call)
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 @CAUSAL
@@ -112,7 +120,7 @@ def test_ragged_lengths_with_nan_past_them(
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
-    out, lse = check_row(row, reference.mla_attention, (*args, 0.2, causal, lengths, None, form), dtype)
+    out, lse = check_row(of(row, form), REFERENCE[form], (*args, 0.2, causal, lengths, None), dtype)
     assert out[4].eq(0).all()
     assert lse[4].eq(float("-inf")).all()
     if causal:
@@ -121,60 +129,60 @@ def test_ragged_lengths_with_nan_past_them(
     assert out[3, 2].isfinite().all()
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 def test_strided_operands(row: Row, dtype: torch.dtype, form: str) -> None:
     args = [strided(part) for part in attention_inputs(2, 5, 33, 3, (13, 6, 37, 17), dtype)]
-    check_row(row, reference.mla_attention, (*args, 0.2, True, None, None, form), dtype)
+    check_row(of(row, form), REFERENCE[form], (*args, 0.2, True, None, None), dtype)
     queries = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in args[:2]]
-    check_row(row, reference.mla_attention, (*queries, *args[2:], 0.2, True, None, None, form), dtype)
+    check_row(of(row, form), REFERENCE[form], (*queries, *args[2:], 0.2, True, None, None), dtype)
 
 
-@each_row("mla_attention")
+@each_form
 @FORMS
 def test_large_scores_do_not_overflow(row: Row, form: str) -> None:
     """One key wins by hundreds: softmax stays finite and picks it."""
     args = attention_inputs(1, 3, 65, 2, (16, 8, 24, 16))
     args[0] = args[0] * 100
-    found = row.call(*args, 1.0, False, None, None, form)[0]
-    truth = reference.mla_attention(*(part.double() for part in args), 1.0, False, None, None, form)[0]
-    plain = reference.mla_attention(*args, 1.0, False, None, None, form)[0]
+    found = of(row, form).call(*args, 1.0, False, None, None)[0]
+    truth = REFERENCE[form](*(part.double() for part in args), 1.0, False, None, None)[0]
+    plain = REFERENCE[form](*args, 1.0, False, None, None)[0]
     assert_close("out", found, truth, plain, torch.float32)
 
 
-@each_row("mla_attention")
+@each_form
 @FORMS
 def test_not_a_number_in_a_visible_key_shows(row: Row, form: str) -> None:
     args = attention_inputs(2, 1, 33, 2, (16, 8, 24, 16))
     args[2][1, 7, 3] = float("nan")
-    out = row.call(*args, 0.2, True, None, None, form)[0]
+    out = of(row, form).call(*args, 0.2, True, None, None)[0]
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 @pytest.mark.parametrize(("new", "total"), [(1, 1000), (33, 129)])
 def test_repeatable(row: Row, dtype: torch.dtype, form: str, new: int, total: int) -> None:
     args = attention_inputs(1, new, total, 3, (16, 8, 40, 24), dtype)
-    call = (*args, 0.2, True, None, None, form)
-    check_repeatable(row, call)
-    check_row(row, reference.mla_attention, call, dtype)
+    call = (*args, 0.2, True, None, None)
+    check_repeatable(of(row, form), call)
+    check_row(of(row, form), REFERENCE[form], call, dtype)
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 def test_a_sequence_alone_equals_the_sequence_in_a_batch(row: Row, dtype: torch.dtype, form: str) -> None:
     args = attention_inputs(3, 5, 63, 3, (13, 6, 37, 17), dtype)
-    tail = (0.2, True, None, None, form)
-    truth = reference.mla_attention(*(part.double() for part in args), *tail)[0]
+    tail = (0.2, True, None, None)
+    truth = REFERENCE[form](*(part.double() for part in args), *tail)[0]
     for b in range(3):
         alone = [part[b : b + 1] for part in args[:4]] + args[4:]
-        plain = reference.mla_attention(*alone, *tail)[0]
-        assert_close("sequence alone", row.call(*alone, *tail)[0], truth[b : b + 1], plain, dtype)
+        plain = REFERENCE[form](*alone, *tail)[0]
+        assert_close("sequence alone", of(row, form).call(*alone, *tail)[0], truth[b : b + 1], plain, dtype)
 
 
 def paged(args: list[torch.Tensor], lengths: list[int], page: int, unused: int) -> tuple[list, torch.Tensor]:
@@ -196,7 +204,7 @@ def paged(args: list[torch.Tensor], lengths: list[int], page: int, unused: int) 
     return [*args[:2], pool[..., :dc], pool[..., dc:], *args[4:]], table
 
 
-@each_row("mla_attention")
+@each_form
 @each_dtype
 @FORMS
 @CAUSAL
@@ -209,9 +217,9 @@ def test_paged_cache(row: Row, dtype: torch.dtype, form: str, causal: bool, page
     # the reference gathers whole pages, so that it needs ids it can read
     pools, table = paged(args, lengths, page, -1 if row.backend == "reference" else 2**30)
     lengths = torch.tensor(lengths)
-    found = row.call(*pools, 0.2, causal, lengths.to(index), table.to(index), form)
-    plain = reference.mla_attention(*args, 0.2, causal, lengths, None, form)
-    truth = reference.mla_attention(*(part.double() for part in args), 0.2, causal, lengths, None, form)
+    found = of(row, form).call(*pools, 0.2, causal, lengths.to(index), table.to(index))
+    plain = REFERENCE[form](*args, 0.2, causal, lengths, None)
+    truth = REFERENCE[form](*(part.double() for part in args), 0.2, causal, lengths, None)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(name, mine, true, other, dtype)
 
@@ -252,7 +260,7 @@ def test_gradients(dtype: torch.dtype, causal: bool, ragged: bool) -> None:
         if function is ops:
             out = ops.mla_attention(*leaves, scale=0.2, causal=causal, seq_lens=lengths)
         else:
-            out = reference.mla_attention(*leaves, 0.2, causal, lengths)[0]
+            out = reference.mla_decompressed(*leaves, 0.2, causal, lengths)[0]
         found.append(torch.autograd.grad((out * outer.to(cast)).sum(), leaves))
     names = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
     for name, mine, true, plain in zip(names, *found, strict=True):
@@ -275,13 +283,13 @@ def check_backward(row: Row, args: list[torch.Tensor], scale: float, causal: boo
     """Hold every gradient of a row to the rule."""
     dtype = args[0].dtype
     tail = (scale, causal, lengths)
-    forward = reference.mla_attention(*args, *tail)
+    forward = reference.mla_decompressed(*args, *tail)
     grad = randn(*forward[0].shape, dtype=dtype)
     found = row.call(grad, *args, *forward, *tail)
     plain = reference.mla_attention_backward(grad, *args, *forward, *tail)
     truth = reference.mla_attention_backward(
         *(part.double() for part in (grad, *args)),
-        *reference.mla_attention(*(part.double() for part in args), *tail),
+        *reference.mla_decompressed(*(part.double() for part in args), *tail),
         *tail,
     )
     for name, part, mine, other, true in zip(GRADIENTS, args, found, plain, truth, strict=True):

@@ -38,8 +38,8 @@ def test_segments_of_a_long_context(
     name = "absorbed" if form == "wide" else form
     inputs, table = paged(args, lengths.tolist(), 16, 2**30) if pages else (args, None)
     found = mla_attention(*inputs, 0.2, causal, lengths, table, name)
-    plain = reference.mla_attention(*args, 0.2, causal, lengths, None, name)
-    truth = reference.mla_attention(*(part.double() for part in args), 0.2, causal, lengths, None, name)
+    plain = getattr(reference, f"mla_{name}")(*args, 0.2, causal, lengths, None)
+    truth = getattr(reference, f"mla_{name}")(*(part.double() for part in args), 0.2, causal, lengths, None)
     for output, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(output, mine, true, other, dtype)
 
@@ -90,7 +90,7 @@ def test_a_key_more_than_the_segments_hold(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(decode, "WIDEST", 16)
     args = attention_inputs(1, 1, 64 * 32 + 1, 1, (13, 6, 37, 17))
     found = mla_attention(*args, 0.2, True, None, None, "absorbed")
-    check_outputs("mla_attention", found, reference.mla_attention, (*args, 0.2, True), torch.float32)
+    check_outputs("mla_attention", found, reference.mla_decompressed, (*args, 0.2, True), torch.float32)
 
 
 @ARCHS
@@ -233,7 +233,7 @@ def test_rows_too_far_apart_are_refused() -> None:
     pools = {"latent": meta((2, 1024, 37), (1, 2**21, 1)), "k_rope": randn(2, 1024, 6)}
     assert "pages of latent of" in refusal(**pools, table=torch.zeros(1, 2))
     args = attention_inputs(1, 2, 32, 3, (13, 6, 37, 17))
-    out, lse = reference.mla_attention(*args, 0.2, True)
+    out, lse = reference.mla_decompressed(*args, 0.2, True)
     for place, name in ((0, "q_nope"), (1, "q_rope"), (3, "k_rope")):
         changed = [*args]
         changed[place] = meta(args[place].shape, (1, far, *args[place].stride()[2:]))
@@ -252,8 +252,8 @@ def test_strided_lengths_are_refused() -> None:
 def test_flash_attention_of_torch(dtype: torch.dtype, new: int, total: int, causal: bool) -> None:
     args = attention_inputs(2, new, total, 3, (96, 32, 131, 47), dtype)
     found = sdpa.attend(*args, 0.11, causal)
-    plain = reference.mla_attention(*args, 0.11, causal)
-    truth = reference.mla_attention(*(part.double() for part in args), 0.11, causal)
+    plain = reference.mla_decompressed(*args, 0.11, causal)
+    truth = reference.mla_decompressed(*(part.double() for part in args), 0.11, causal)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert mine.shape == other.shape
         assert_close(name, mine, true, other, dtype)

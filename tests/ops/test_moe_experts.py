@@ -222,7 +222,7 @@ def test_what_the_forward_keeps(recompute: bool) -> None:
             lambda part: kept.append(tuple(part.shape)) or part, lambda part: part
         ),
     ):
-        out = ops.moe_experts(x, ids, weights, gate_up, down, recompute=recompute)
+        out = ops.moe_experts(x, ids, weights, ops.StackedExperts(gate_up, down), recompute=recompute)
         found = torch.autograd.grad(out.sin().sum(), leaves)
     assert ((19, 2, 2, 31) in kept) is not recompute
     assert set(counts) == {
@@ -242,13 +242,18 @@ def test_grouped_mm(size: tuple[int, ...]) -> None:
     check_outputs("grouped_mm", [grouped_mm.moe_experts(*args)], reference.moe_experts, args, torch.bfloat16)
 
 
+def public(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *stacks: torch.Tensor) -> torch.Tensor:
+    """The public function of the op's arguments."""
+    return ops.moe_experts(x, ids, weights, ops.StackedExperts(*stacks))
+
+
 @each_dtype
 @each_size
 def test_gradients(dtype: torch.dtype, size: tuple[int, ...]) -> None:
     x, ids, weights, gate_up, down = experts(*size, dtype)
     outer, found = randn(*x.shape), []
     for cast, function in (
-        (dtype, ops.moe_experts),
+        (dtype, public),
         (torch.float64, reference.moe_experts),
         (dtype, reference.moe_experts),
     ):
@@ -268,7 +273,7 @@ def test_moe_is_routed_plus_shared(shared: int) -> None:
     x, _, _, gate_up, down = experts(19, 97, 47, 5, 2)
     router, bias = randn(5, 97), randn(5, scale=0.1)
     dense = [tuple(randn(*shape, scale=0.1) for shape in ((31, 97), (31, 97), (97, 31))) for _ in range(shared)]
-    found = ops.moe(x, router, bias, 2, gate_up, down, dense)
+    found = ops.moe(x, router, bias, 2, ops.StackedExperts(gate_up, down, tuple(dense)))
     ids, weights, _ = reference.moe_route(x.double() @ router.double().T, bias.double(), 2)
     want = reference.moe_experts(x.double(), ids, weights, gate_up.double(), down.double())
     for part in dense:

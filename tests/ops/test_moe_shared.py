@@ -13,13 +13,19 @@ from tests.ops.test_moe_experts import experts
 
 
 class _Flat:
-    """A row of "moe" called with the shared matrices one after the other."""
+    """A row of moe_experts called with the shared matrices one after the other."""
 
     def __init__(self, row: Row) -> None:
         self.op, self.backend, self.row = row.op, row.backend, row
 
     def call(self, *args: torch.Tensor) -> torch.Tensor:
         return self.row.call(*args[:ROUTED], triples(args))
+
+
+def public(*args: torch.Tensor) -> torch.Tensor:
+    """The public function of the same arguments."""
+    x, ids, weights, *stacks = args[:ROUTED]
+    return ops.moe_experts(x, ids, weights, ops.StackedExperts(*stacks, tuple(triples(args))))
 
 
 def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -30,7 +36,7 @@ def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype 
     return args
 
 
-@each_row("moe")
+@each_row("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("widths", [(47,), (94, 94), (47, 141, 94)], ids=str)
 @pytest.mark.parametrize("n", [0, 1, 2, 16, 17, 63, 129])
@@ -38,14 +44,14 @@ def test_routed_and_shared(row: Row, dtype: torch.dtype, n: int, widths: tuple[i
     check_row(_Flat(row), routed_and_shared, _inputs(n, 97, 47, widths, dtype), dtype)
 
 
-@each_row("moe")
+@each_row("moe_experts")
 @each_dtype
 def test_strided(row: Row, dtype: torch.dtype) -> None:
     x, ids, weights, *matrices = _inputs(19, 97, 48, (96,), dtype)
     check_row(_Flat(row), routed_and_shared, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
 
 
-@each_row("moe")
+@each_row("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("n", [1, 33, 300])
 def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
@@ -55,7 +61,7 @@ def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
 def test_a_width_that_is_no_multiple_is_served_apart() -> None:
     args = _inputs(9, 97, 47, (60,))
     with torch.no_grad():
-        found = ops.moe_experts(*args[:ROUTED], triples(tuple(args)))
+        found = public(*args)
     torch.testing.assert_close(found, routed_and_shared(*args), rtol=1e-5, atol=1e-5)
 
 
@@ -64,7 +70,7 @@ def test_gradients_reach_every_matrix() -> None:
     for part in args:
         part.requires_grad_(part.is_floating_point())
     grads = []
-    for function in (lambda *all_: ops.moe_experts(*all_[:ROUTED], triples(all_)), routed_and_shared):
+    for function in (public, routed_and_shared):
         floating = [part for part in args if part.requires_grad]
         grads.append(torch.autograd.grad(function(*args).sin().sum(), floating))
     for mine, theirs in zip(*grads, strict=True):

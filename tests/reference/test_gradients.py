@@ -75,11 +75,10 @@ def test_moe_experts(size: tuple[int, ...]) -> None:
 def test_mla_attention(form: str, causal: bool, ragged: bool) -> None:
     args = doubled(attention_inputs(3, 4, 9, 3, (13, 6, 37, 17)))
     lengths = torch.tensor([9, 5, 0]) if ragged else None
-    out, lse = reference.mla_attention(*args, 0.2, causal, lengths, None, form)
+    forward = {"absorbed": reference.mla_absorbed, "decompressed": reference.mla_decompressed}[form]
+    out, lse = forward(*args, 0.2, causal, lengths)
     grad = double(*out.shape)
-    want = derivative(
-        lambda *leaves: reference.mla_attention(*leaves, 0.2, causal, lengths, None, form)[0], args, [grad]
-    )
+    want = derivative(lambda *leaves: forward(*leaves, 0.2, causal, lengths)[0], args, [grad])
     found = reference.mla_attention_backward(grad, *args, out, lse, 0.2, causal, lengths)
     compare(("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv"), found, want)
     assert all(part.isfinite().all() for part in want)
@@ -91,7 +90,7 @@ def test_mla_attention(form: str, causal: bool, ragged: bool) -> None:
 def test_loop_step(t: object, last: bool, threshold: float) -> None:
     depth = torch.tensor([0, 1, 5, 9, 3], dtype=torch.int32) if t == "rows" else t
     args = doubled(step_args(5, 97, 3, depth, last=last))
-    tail = (depth, threshold, *args[15:])
+    tail = (*args[13:15], threshold, *args[16:])
     given = [part for part in args[:13] if part is not None]
 
     def forward(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -118,7 +117,8 @@ def test_public_ops_gradcheck() -> None:
     )
     one = doubled(experts(4, 3, 5, 3, 2))
     assert torch.autograd.gradcheck(
-        lambda x, w, g, d: ops.moe_experts(x, one[1], w, g, d), [one[i].requires_grad_() for i in (0, 2, 3, 4)]
+        lambda x, w, g, d: ops.moe_experts(x, one[1], w, ops.StackedExperts(g, d)),
+        [one[i].requires_grad_() for i in (0, 2, 3, 4)],
     )
     assert torch.autograd.gradcheck(lambda logits: ops.moe_route(logits, None, 2)[1], (double(3, 4).requires_grad_(),))
     step = [part.requires_grad_() for part in doubled(step_args(3, 8, 2, 1))[:13]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openmythos import reference
+from openmythos import dispatch, reference
 from tests.ops.cases import doubled, randn
 from tests.ops.test_loop_step import step_args
 from tests.ops.test_mla_attention import attention_inputs
@@ -17,6 +17,7 @@ from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_within
 
 EXACT = 1e-12
+FORMS = {"absorbed": reference.mla_absorbed, "decompressed": reference.mla_decompressed}
 
 
 def test_rms_norm_is_torchs() -> None:
@@ -47,8 +48,8 @@ def test_both_forms_equal_plain_attention(causal: bool, new: int) -> None:
     queries = torch.cat((q_nope, q_rope), -1).transpose(1, 2)
     mask = torch.ones(new, 9, dtype=torch.bool).tril(9 - new) if causal else None
     want = F.scaled_dot_product_attention(queries, keys, values, mask, scale=0.2).transpose(1, 2)
-    for form in ("absorbed", "decompressed"):
-        assert_within(form, reference.mla_attention(*args, 0.2, causal, None, None, form)[0], want, EXACT)
+    for form in FORMS:
+        assert_within(form, FORMS[form](*args, 0.2, causal)[0], want, EXACT)
 
 
 def test_paged_equals_contiguous() -> None:
@@ -61,9 +62,9 @@ def test_paged_equals_contiguous() -> None:
         for slot in range(3 - b):
             for part in range(2):
                 pools[part][table[b, slot]] = args[2 + part][b, 16 * slot : 16 * slot + 16]
-    for form in ("absorbed", "decompressed"):
-        want = reference.mla_attention(*args, 0.2, True, lengths, None, form)
-        found = reference.mla_attention(*args[:2], *pools, *args[4:], 0.2, True, lengths, table, form)
+    for form in FORMS:
+        want = FORMS[form](*args, 0.2, True, lengths)
+        found = FORMS[form](*args[:2], *pools, *args[4:], 0.2, True, lengths, table)
         for a, b in zip(found, want, strict=True):
             assert_within(form, a, b, EXACT)
 
@@ -73,10 +74,10 @@ def test_ragged_equals_each_sequence_alone() -> None:
     lengths = [19, 7, 2, 0]
     for b, length in enumerate(lengths):
         args[2][b, length:], args[3][b, length:] = float("nan"), float("nan")
-    out, lse = reference.mla_attention(*args, 0.2, True, torch.tensor(lengths))
+    out, lse = reference.mla_decompressed(*args, 0.2, True, torch.tensor(lengths))
     for b, length in enumerate(lengths[:3]):
         alone = [part[b : b + 1] for part in args[:2]] + [part[b : b + 1, :length] for part in args[2:4]]
-        want, want_lse = reference.mla_attention(*alone, *args[4:], 0.2, True)
+        want, want_lse = reference.mla_decompressed(*alone, *args[4:], 0.2, True)
         assert_within("out", out[b : b + 1], want, EXACT)
         assert_within("lse", lse[b : b + 1], want_lse, EXACT)
     assert out[3].eq(0).all()
@@ -107,7 +108,7 @@ def test_experts_one_row_at_a_time() -> None:
 def test_an_int_equals_a_tensor_of_it(t: int) -> None:
     args = doubled(step_args(7, 97, 3, t))
     one = reference.loop_step(*args)
-    args[13] = torch.full((7,), t, dtype=torch.int32)
+    args[13:15] = 0, torch.full((7,), t, dtype=torch.int32)
     for a, b in zip(reference.loop_step(*args), one, strict=True):
         assert_within("output", a, b, 1e-6 if a is not one[3] else EXACT)
 
@@ -117,14 +118,14 @@ def test_rows_at_different_depths_equal_one_call_a_row() -> None:
     args = doubled(step_args(4, 97, 3, depth))
     together = reference.loop_step(*args)
     for n in range(4):
-        alone = [part[n : n + 1] for part in args[:5]] + args[5:13] + [int(depth[n])] + args[14:]
+        alone = [part[n : n + 1] for part in args[:5]] + args[5:13] + [int(depth[n]), None] + args[15:]
         for a, b in zip(together, reference.loop_step(*alone), strict=True):
             assert_within("output", a[n : n + 1], b, 1e-6)
 
 
 def test_threshold_above_one_keeps_adding() -> None:
     args = doubled(step_args(5, 97, 3, 1))
-    args[14] = 1.5
+    args[15] = 1.5
     args[4] = torch.tensor([0.0, 0.5, 0.99, 1.2, 1.49], dtype=torch.float64)
     new, new_out, new_p, _ = reference.loop_step(*args)
     p = new_p - args[4]
@@ -139,7 +140,8 @@ def test_in_place_equals_functional() -> None:
     want = reference.loop_step(*args)
     state = [part.clone() for part in args[:5]]
     following = torch.full_like(state[0], float("nan"))
-    reference.loop_step_(*state, *args[5:], x_next=following)
+    call = dispatch.contract("loop_step_")(*state, *args[5:], following)
+    dispatch.entries("loop_step_", "cpu")[-1].run(call)
     for a, b in zip((state[0], state[3], state[4], following), want, strict=True):
         assert torch.equal(a, b)
 
@@ -157,16 +159,18 @@ def test_loop_embedding_of_the_formula() -> None:
 def test_statistics_are_wide(dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     args = [part.to(dtype) for part in attention_inputs(1, 2, 5, 2, (3, 2, 4, 3))]
-    assert reference.mla_attention(*args, 0.2, True)[1].dtype == wide
+    assert reference.mla_decompressed(*args, 0.2, True)[1].dtype == wide
     assert reference.moe_route(randn(3, 5).to(dtype), None, 2)[1].dtype == wide
 
 
 def test_the_reference_imports_torch_only() -> None:
-    folder = Path(reference.__file__).parent
-    for path in folder.glob("*.py"):
+    paths = list((Path(reference.__file__).parent / "ops").glob("*/reference.py"))
+    assert len(paths) == 7
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 allowed = name.split(".")[0] in ("torch", "__future__", "collections", "typing")
-                assert allowed or name.startswith("openmythos.reference"), f"{path.name} imports {name}"
+                own = name == "openmythos.ops.precision" or name.endswith(".reference")
+                assert allowed or own, f"{path} imports {name}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from openmythos.backends.triton.rows import DTYPES, register_row, why_not
+from openmythos.backends.triton.rows import DTYPES, register_expert_rows, register_row, why_not
 
 # Scores of a row, and counters of a block of slots, that the kernels hold in registers.
 MAX_EXPERTS = 1024
@@ -87,7 +87,6 @@ def _backward_supports(
 
 register_row("moe_route", "moe.moe_route", _route_supports)
 register_row("moe_route_backward", "moe.moe_route_backward", _route_backward_supports)
-register_row("moe_experts", "moe.moe_experts", _experts_supports)
+register_expert_rows(_experts_supports, _moe_supports)
 register_row("moe_experts_hidden", "moe.moe_experts_hidden", _hidden_supports)
 register_row("moe_experts_backward", "moe.moe_experts_backward", _backward_supports)
-register_row("moe", "moe.moe_experts", _moe_supports)

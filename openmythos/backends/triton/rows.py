@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from openmythos.dispatch import Supports, register
+from openmythos.backends.flat import register_experts, register_flat
+from openmythos.dispatch import Supports
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -61,5 +62,19 @@ def register_row(op: str, kernel: str, supports: Supports) -> None:
     def call(*args: object) -> object:
         return found()(*args)
 
+    names = ("mla_absorbed", "mla_decompressed") if op == "mla_attention" else (op,)
     for device in DEVICES:
-        register(op, "triton", call, device=device, supports=supports)
+        for name in names:
+            register_flat(name, "triton", call, device=device, supports=supports)
+
+
+def register_expert_rows(routed_supports: Supports, whole_supports: Supports) -> None:
+    """Register `triton_kernels.moe.moe_experts` with and without shared experts."""
+
+    def call(*args: object) -> object:
+        from openmythos.triton_kernels.moe import moe_experts
+
+        return moe_experts(*args)
+
+    for device in DEVICES:
+        register_experts("triton", call, routed_supports, call, whole_supports, device)

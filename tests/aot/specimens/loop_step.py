@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -31,9 +32,24 @@ def _backward_inputs(*args: object) -> tuple:
     return *grads, h, e, block_out, cum_p, *rest
 
 
+def _by_depth(function: Callable, place: int) -> Callable:
+    """`function` of t and t_rows as one of a loop index, an int or one a row, at this place of the arguments."""
+
+    def call(*args: object) -> tuple[torch.Tensor, ...]:
+        t = args[place]
+        both = (0, t) if isinstance(t, torch.Tensor) else (t, None)
+        return function(*args[:place], *both, *args[place + 1 :])
+
+    return call
+
+
 OPS = {
-    "loop_step": (loop_step.loop_step, reference.loop_step, _inputs),
-    "loop_step_backward": (loop_step.loop_step_backward, reference.loop_step_backward, _backward_inputs),
+    "loop_step": (loop_step.loop_step, _by_depth(reference.loop_step, 13), _inputs),
+    "loop_step_backward": (
+        loop_step.loop_step_backward,
+        _by_depth(reference.loop_step_backward, 16),
+        _backward_inputs,
+    ),
 }
 
 

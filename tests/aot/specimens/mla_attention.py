@@ -72,7 +72,7 @@ def _paged(dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: in
 
 def _backward(ragged: bool, dims: tuple, dtype: torch.dtype, causal: bool, device: str, *size: int) -> tuple:
     inputs = (_ragged if ragged else _plain)(dims, dtype, causal, device, *size)
-    out, lse = reference.mla_attention(*inputs)
+    out, lse = reference.mla_decompressed(*inputs)
     return torch.randn(out.shape, device=device).to(dtype), *inputs[:6], out, lse, *inputs[6:]
 
 
@@ -84,7 +84,6 @@ def _in_three_segments(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
         return kernels.mla_prefill(*args)
 
 
-ABSORBED = partial(reference.mla_attention, form="absorbed")
 DECODE = (1, 1, 4096)
 TEXT = (1, 4096, 4096)
 
@@ -100,9 +99,9 @@ def _specimen(
     if kind == "huge-pages":
         inputs = partial(_paged, huge=True)
     call, truth = {
-        "decode": (kernels.mla_decode, ABSORBED),
-        "segments": (_in_three_segments, reference.mla_attention),
-    }.get(what, (kernels.mla_prefill, reference.mla_attention))
+        "decode": (kernels.mla_decode, reference.mla_absorbed),
+        "segments": (_in_three_segments, reference.mla_decompressed),
+    }.get(what, (kernels.mla_prefill, reference.mla_decompressed))
     if what.endswith("backward"):
         inputs = partial(_backward, kind == "ragged")
         call, truth = kernels.mla_attention_backward, reference.mla_attention_backward

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from openmythos.reference.precision import wide
-from openmythos.reference.rms_norm import rms_norm
+from openmythos.ops.precision import wide
+from openmythos.ops.rms_norm.reference import rms_norm
 
 
 def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch.Tensor:
@@ -31,24 +31,24 @@ def rope_append_(
     down: torch.Tensor,
     weight: torch.Tensor,
     cos_sin: torch.Tensor,
-    rows: torch.Tensor,
+    cache_rows: torch.Tensor,
     position: torch.Tensor | None,
     eps: float,
 ) -> None:
     """Write [rms_norm(down[..., :dc]) * weight | rope(down[..., dc:])] of new tokens into cache rows, in place.
 
-    down (B, T, dc + dr), weight (dc), cos_sin (P, dr/2, 2). Without `position` token t goes to rows[:, t] and is
-    rotated by cos_sin[t]; with position (B) integers, to rows[b, position[b] + t] and by cos_sin[position[b] + t].
-    rows (B, S, dc + dr) in any dtype.
+    down (B, T, dc + dr), weight (dc), cos_sin (P, dr/2, 2). Without `position` token t goes to cache_rows[:, t] and is
+    rotated by cos_sin[t]; with position (B) integers, to cache_rows[b, position[b] + t] and by
+    cos_sin[position[b] + t]. cache_rows (B, S, dc + dr) in any dtype.
     """
     batch, new, _ = down.shape
     width = weight.shape[0]
     latent, key = rms_norm(down[..., :width], weight, eps), down[..., None, width:]
     if position is None:
-        rows[:, :new, :width] = latent.to(rows.dtype)
-        rows[:, :new, width:] = rope(key, cos_sin[:new])[:, :, 0].to(rows.dtype)
+        cache_rows[:, :new, :width] = latent.to(cache_rows.dtype)
+        cache_rows[:, :new, width:] = rope(key, cos_sin[:new])[:, :, 0].to(cache_rows.dtype)
         return
     where = places(position, new)
     index = torch.arange(batch, device=down.device)[:, None], where
     rotated = rope(key, cos_sin[where])[:, :, 0]
-    rows.index_put_(index, torch.cat((latent.to(rows.dtype), rotated.to(rows.dtype)), dim=-1))
+    cache_rows.index_put_(index, torch.cat((latent.to(cache_rows.dtype), rotated.to(cache_rows.dtype)), dim=-1))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from openmythos.reference.precision import wide
-from openmythos.reference.rms_norm import rms_norm, rms_norm_backward
+from openmythos.ops.precision import wide
+from openmythos.ops.rms_norm.reference import rms_norm, rms_norm_backward
 
 THETA = 10000.0
 
@@ -26,8 +26,12 @@ def loop_embedding(
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[..., :loop_dim]
 
 
-def _scale_rows(t: int | torch.Tensor, lora_scale: torch.Tensor) -> int | torch.Tensor:
-    """Row of the per-loop scale: depths past the table reuse its last row."""
+def _depth(t: int, t_rows: torch.Tensor | None) -> int | torch.Tensor:
+    return t if t_rows is None else t_rows
+
+
+def _scale_index(t: int | torch.Tensor, lora_scale: torch.Tensor) -> int | torch.Tensor:
+    """Index into the per-loop scale: loops past its end use the last one."""
     last = lora_scale.shape[0] - 1
     return t.long().clamp(max=last) if isinstance(t, torch.Tensor) else min(t, last)
 
@@ -55,7 +59,8 @@ def loop_step(
     halt_w: torch.Tensor,
     halt_b: torch.Tensor,
     norm_w: torch.Tensor | None,
-    t: int | torch.Tensor,
+    t: int,
+    t_rows: torch.Tensor | None,
     threshold: float,
     eps: float,
     loop_dim: int,
@@ -67,11 +72,11 @@ def loop_step(
     left of 1 on the step that crosses; h_out += weight h'; cum_p += p; next = rms_norm(h' + emb(t+1) + e).
 
     h, e, block_out (N, D) in any dtype, h_out (N, D) and cum_p (N) float32 or wider; A, B, halt_w, norm_w
-    (D), lora_down and lora_b (r, D), lora_scale (L, r), halt_b (1); t an int or an int tensor (N). Without
-    norm_w there is no next input: an empty tensor. The next input has e's dtype.
+    (D), lora_down and lora_b (r, D), lora_scale (L, r), halt_b (1); t the loop of every row, or t_rows (N)
+    integers, each row's own. Without norm_w there is no next input: an empty tensor. The next input has e's dtype.
     """
-    compute = wide(h_out.dtype)
-    rows = _scale_rows(t, lora_scale)
+    compute, depth = wide(h_out.dtype), _depth(t, t_rows)
+    rows = _scale_index(depth, lora_scale)
     new, _, _ = _update(h, e, block_out, A, B, lora_down, lora_scale, lora_b, rows, compute)
     p = torch.sigmoid(new @ halt_w.to(compute) + halt_b.to(compute))
     running = cum_p < threshold
@@ -80,7 +85,7 @@ def loop_step(
     new_p = cum_p + p * running
     if norm_w is None:
         return new.to(h.dtype), new_out, new_p, h.new_empty(0, dtype=e.dtype)
-    source = _next_source(new, e, t, loop_dim)
+    source = _next_source(new, e, depth, loop_dim)
     return new.to(h.dtype), new_out, new_p, rms_norm(source, norm_w.to(compute), eps, e.dtype)
 
 
@@ -88,16 +93,6 @@ def _next_source(new: torch.Tensor, e: torch.Tensor, t: int | torch.Tensor, loop
     source = new + e.to(new.dtype)
     embedding = loop_embedding(t + 1, loop_dim, new.device).to(new.dtype)
     return torch.cat((source[:, :loop_dim] + embedding, source[:, loop_dim:]), dim=1)
-
-
-def loop_step_(h, e, block_out, h_out, cum_p, *params_and_t, x_next: torch.Tensor | None) -> None:
-    """`loop_step` that writes the new h, h_out and cum_p in place and the next input into `x_next`."""
-    new, new_out, new_p, following = loop_step(h, e, block_out, h_out, cum_p, *params_and_t)
-    h.copy_(new)
-    h_out.copy_(new_out)
-    cum_p.copy_(new_p)
-    if x_next is not None:
-        x_next.copy_(following)
 
 
 def loop_step_backward(
@@ -117,7 +112,8 @@ def loop_step_backward(
     halt_w: torch.Tensor,
     halt_b: torch.Tensor,
     norm_w: torch.Tensor | None,
-    t: int | torch.Tensor,
+    t: int,
+    t_rows: torch.Tensor | None,
     threshold: float,
     eps: float,
     loop_dim: int,
@@ -126,8 +122,8 @@ def loop_step_backward(
 
     That of h_out is grad_out itself. h' is recomputed. Without norm_w its gradient is an empty tensor.
     """
-    compute = wide(grad_out.dtype)
-    rows = _scale_rows(t, lora_scale)
+    compute, depth = wide(grad_out.dtype), _depth(t, t_rows)
+    rows = _scale_index(depth, lora_scale)
     new, low, scale = _update(h, e, block_out, A, B, lora_down, lora_scale, lora_b, rows, compute)
     p = torch.sigmoid(new @ halt_w.to(compute) + halt_b.to(compute))
     running = cum_p < threshold
@@ -144,14 +140,14 @@ def loop_step_backward(
     d_norm = h.new_empty(0, dtype=compute)
     if norm_w is not None and grad_next is not None:
         d_source, d_norm = rms_norm_backward(
-            grad_next.to(compute), _next_source(new, e, t, loop_dim), norm_w.to(compute), eps
+            grad_next.to(compute), _next_source(new, e, depth, loop_dim), norm_w.to(compute), eps
         )
         d_new, d_e = d_new + d_source, d_source
 
     d_scaled = d_new @ lora_b.to(compute).T
     d_low = d_scaled * scale
     d_scale = torch.zeros(lora_scale.shape, dtype=compute, device=h.device)
-    if isinstance(t, torch.Tensor):
+    if t_rows is not None:
         d_scale.index_add_(0, rows, d_scaled * low)
     else:
         d_scale[rows] = (d_scaled * low).sum(0)

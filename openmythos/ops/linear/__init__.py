@@ -6,13 +6,33 @@ is what autograd, autocast and Inductor know best.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from openmythos import dispatch, reference
-from openmythos.ops._library import accepts_backend, direct
+from openmythos import dispatch
+from openmythos.ops.core import accepts_backend, direct
+from openmythos.ops.linear import reference
 
-dispatch.register_reference("linear", reference.linear)
-dispatch.register_reference("swiglu", reference.swiglu)
+
+class Linear(NamedTuple):
+    """x (..., K), weight (O, K)."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+
+
+class Swiglu(NamedTuple):
+    """x (..., D), gate and up (I, D), down (O, I)."""
+
+    x: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+
+dispatch.register_reference("linear", Linear, lambda call: reference.linear(*call))
+dispatch.register_reference("swiglu", Swiglu, lambda call: reference.swiglu(*call))
 
 
 @accepts_backend
@@ -22,7 +42,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x (..., K), weight (O, K) in one dtype -> (..., O) in that dtype.
     """
     if device := direct(x):
-        return dispatch.select("linear", device, x, weight)(x, weight)
+        call = Linear(x, weight)
+        return dispatch.select("linear", device, call)(call)
     return reference.linear(x, weight)
 
 
@@ -33,5 +54,6 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
     x (..., D), gate and up (I, D), down (O, I) in one dtype -> (..., O) in that dtype.
     """
     if device := direct(x):
-        return dispatch.select("swiglu", device, x, gate, up, down)(x, gate, up, down)
+        call = Swiglu(x, gate, up, down)
+        return dispatch.select("swiglu", device, call)(call)
     return reference.swiglu(x, gate, up, down)

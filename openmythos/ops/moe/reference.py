@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from openmythos.reference.precision import wide
+from openmythos.ops.precision import wide
 
 
 def moe_route(

@@ -1,10 +1,10 @@
-"""Multi-head latent attention over a shared latent (DeepSeek-V2, arXiv 2405.04434), in both its forms."""
+"""Multi-head latent attention over a shared latent (DeepSeek-V2, arXiv 2405.04434), absorbed and decompressed."""
 
 from __future__ import annotations
 
 import torch
 
-from openmythos.reference.precision import wide
+from openmythos.ops.precision import wide
 
 
 def _visible(
@@ -24,7 +24,35 @@ def gather_pages(pool: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
     return pool[block_table.clamp(min=0).long()].flatten(1, 2)
 
 
-def mla_attention(
+def _keys_in_order(
+    latent: torch.Tensor,
+    k_rope: torch.Tensor,
+    new: int,
+    batch: int,
+    causal: bool,
+    seq_lens: torch.Tensor | None,
+    block_table: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """latent (B, S, dc) and k_rope (B, S, dr) of contiguous sequences, zero where no query sees them, and the mask."""
+    if block_table is not None:
+        latent, k_rope = gather_pages(latent, block_table), gather_pages(k_rope, block_table)
+    visible = _visible(batch, new, latent.shape[1], causal, seq_lens, latent.device)
+    used = visible.any(2)[:, 0, :, None]
+    return latent.masked_fill(~used, 0), k_rope.masked_fill(~used, 0), visible
+
+
+def _attention_weights(
+    scores: torch.Tensor, q_rope: torch.Tensor, k_rope: torch.Tensor, visible: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The softmax of the scores without their rope part, (B, H, T, S) in k_rope's dtype, and its lse (B, H, T)."""
+    compute = wide(scores.dtype)
+    scores = scores.to(compute) + torch.matmul(q_rope.transpose(1, 2), k_rope.transpose(1, 2)[:, None]).to(compute)
+    scores = (scores * scale).masked_fill(~visible, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0)[..., None]).to(k_rope.dtype), lse
+
+
+def mla_absorbed(
     q_nope: torch.Tensor,
     q_rope: torch.Tensor,
     latent: torch.Tensor,
@@ -35,37 +63,45 @@ def mla_attention(
     causal: bool,
     seq_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
-    form: str = "decompressed",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax((q_nope . w_uk latent + q_rope . k_rope) * scale) over the keys, times w_uv latent.
+    """softmax(((q_nope w_uk) . latent + q_rope . k_rope) * scale) latent, times w_uv: keys are never rebuilt.
 
     q_nope (B, T, H, dn), q_rope (B, T, H, dr), latent (B, S, dc), k_rope (B, S, dr), w_uk (H, dn, dc),
     w_uv (H, dv, dc), seq_lens (B) -> out (B, T, H, dv), lse (B, H, T) in float32 or wider. With a
-    block_table, latent and k_rope are pools (pages, page, d). A row that sees no key gives 0 and lse -inf.
+    block_table, latent and k_rope are pools (pages, page, d). A query that sees no key gives 0 and lse -inf.
     """
-    if block_table is not None:
-        latent, k_rope = gather_pages(latent, block_table), gather_pages(k_rope, block_table)
     batch, new = q_nope.shape[:2]
-    visible = _visible(batch, new, latent.shape[1], causal, seq_lens, latent.device)
-    used = visible.any(2)[:, 0, :, None]
-    latent, k_rope = latent.masked_fill(~used, 0), k_rope.masked_fill(~used, 0)
-    if form == "absorbed":
-        query = torch.einsum("bthn,hnc->bhtc", q_nope, w_uk)
-        scores = torch.matmul(query, latent.transpose(1, 2)[:, None])
-    else:
-        keys = torch.einsum("bsc,hnc->bhns", latent, w_uk)
-        scores = torch.matmul(q_nope.transpose(1, 2), keys)
-    compute = wide(scores.dtype)
-    scores = scores.to(compute) + torch.matmul(q_rope.transpose(1, 2), k_rope.transpose(1, 2)[:, None]).to(compute)
-    scores = (scores * scale).masked_fill(~visible, float("-inf"))
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0)[..., None]).to(latent.dtype)
-    if form == "absorbed":
-        out = torch.einsum("bhtc,hvc->bthv", torch.matmul(weights, latent[:, None]), w_uv)
-    else:
-        values = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
-        out = torch.matmul(weights, values).transpose(1, 2)
+    latent, k_rope, visible = _keys_in_order(latent, k_rope, new, batch, causal, seq_lens, block_table)
+    query = torch.einsum("bthn,hnc->bhtc", q_nope, w_uk)
+    scores = torch.matmul(query, latent.transpose(1, 2)[:, None])
+    weights, lse = _attention_weights(scores, q_rope, k_rope, visible, scale)
+    out = torch.einsum("bhtc,hvc->bthv", torch.matmul(weights, latent[:, None]), w_uv)
     return out.contiguous(), lse
+
+
+def mla_decompressed(
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    latent: torch.Tensor,
+    k_rope: torch.Tensor,
+    w_uk: torch.Tensor,
+    w_uv: torch.Tensor,
+    scale: float,
+    causal: bool,
+    seq_lens: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax((q_nope . (w_uk latent) + q_rope . k_rope) * scale) (w_uv latent): keys and values are rebuilt.
+
+    Arguments and results as `mla_absorbed`.
+    """
+    batch, new = q_nope.shape[:2]
+    latent, k_rope, visible = _keys_in_order(latent, k_rope, new, batch, causal, seq_lens, block_table)
+    keys = torch.einsum("bsc,hnc->bhns", latent, w_uk)
+    scores = torch.matmul(q_nope.transpose(1, 2), keys)
+    weights, lse = _attention_weights(scores, q_rope, k_rope, visible, scale)
+    values = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
+    return torch.matmul(weights, values).transpose(1, 2).contiguous(), lse
 
 
 def mla_attention_backward(
@@ -85,9 +121,7 @@ def mla_attention_backward(
     """Gradients with respect to the six tensors, K and V decompressed again, probabilities rebuilt from lse."""
     batch, new = q_nope.shape[:2]
     dtype, compute = latent.dtype, wide(latent.dtype)
-    visible = _visible(batch, new, latent.shape[1], causal, seq_lens, latent.device)
-    used = visible.any(2)[:, 0, :, None]
-    latent, k_rope = latent.masked_fill(~used, 0), k_rope.masked_fill(~used, 0)
+    latent, k_rope, visible = _keys_in_order(latent, k_rope, new, batch, causal, seq_lens)
     keys = torch.einsum("bsc,hnc->bhsn", latent, w_uk)
     values = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
     qn, qr = q_nope.transpose(1, 2), q_rope.transpose(1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from openmythos.reference.precision import wide
+from openmythos.ops.precision import wide
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> torch.Tensor:
