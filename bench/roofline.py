@@ -2,6 +2,7 @@
 
 python -m bench.roofline --device h200
 python -m bench.roofline --device box --bandwidth 256 --flops 50 --memory 64
+python -m bench.roofline --kernels --arch sm_90a --arch gfx1151
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
+from bench import kernels
 from openmythos.config import VARIANTS, MythosConfig
 from openmythos.plan import HERE, ITEM, PlanError, machine_for, size
 from openmythos.roofline import Cost, Machine, model
@@ -87,14 +89,19 @@ def markdown(variant: str, machine: Machine, dtype: str) -> str:
 
 
 def main() -> None:
-    """Print the tables of all variants on one machine."""
+    """Print the tables of all variants on one machine, or those of the compiled GPU kernels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=HERE, help="h200, gfx1151, here (measured now) or a name of your own")
     parser.add_argument("--dtype", choices=ITEM, default="bfloat16")
     for name, unit in (("bandwidth", "GB/s"), ("flops", "TFLOP/s"), ("memory", "GB")):
         parser.add_argument(f"--{name}", type=float, help=unit)
+    parser.add_argument("--kernels", action="store_true", help="registers, shared memory and waves of the GPU kernels")
+    parser.add_argument("--arch", action="append", help="of --kernels: sm_90a and gfx1151 by default")
     args = parser.parse_args()
     try:
+        if args.kernels:
+            print("\n\n".join(kernels.markdown(arch) for arch in args.arch or ("sm_90a", "gfx1151")))
+            return
         machine, _ = machine_for(args.device, args.bandwidth, args.flops, args.memory, args.dtype)
         tables = [markdown(variant, machine, args.dtype) for variant in VARIANTS]
     except (PlanError, ValueError) as error:
