@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cpu/cpu_features.h"
-#include "runtime/driver.h"
+#include "runtime/vendor.h"
 
 namespace {
 
@@ -49,18 +49,18 @@ pybind11::dict build_info() {
 std::map<std::string, std::string> gpu_devices() {
     using namespace openmythos::runtime;
     std::map<std::string, std::string> found;
-    for (auto [vendor, open] : {std::pair{"cuda", &open_cuda}, std::pair{"rocm", &open_hip}}) {
+    for (const Vendor* vendor : vendors()) {
         try {
-            auto driver = open();
+            auto driver = vendor->open_driver();
             std::string text = driver->version() + ":";
             for (int i = 0; i < driver->device_count(); i++) {
                 Device device = driver->device(i);
                 text += (i ? ", " : " ") + device.arch + " with " + std::to_string(device.multiprocessors) +
                         " multiprocessors";
             }
-            found[vendor] = text;
+            found[vendor->name] = text;
         } catch (const std::exception& error) {
-            found[vendor] = error.what();
+            found[vendor->name] = error.what();
         }
     }
     return found;

@@ -80,7 +80,7 @@ void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, c
         part.q_nope = from(p.q_nope, p.q_nope_h), part.q_rope = from(p.q_rope, p.q_rope_h);
         part.out = static_cast<uint16_t*>(p.out) + head * p.out_h;
         if (p.lse) part.lse = p.lse + head * p.t;
-        launch(check, runtime::plan(part, type, gpu_runtime().is_cuda()));
+        launch(check, runtime::plan(part, type, gpu_runtime().tiles()));
     }
 }
 

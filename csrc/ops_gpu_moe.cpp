@@ -83,7 +83,7 @@ void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x
     check.require(blocks < runtime::MAX_THREADS / gpu::MOE_BLOCK_THREADS, "a launch would have ", blocks,
                   " blocks, expected fewer than 2^24");
     const auto scratch = torch::stable::new_empty(x.stable(), {runtime::scratch_bytes(args)}, ScalarType::Byte);
-    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().is_cuda());
+    const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().tiles());
     for (const runtime::Launch& each : plan.launches)
         if (each.grid.x) launch(check, each);
 }

@@ -1,25 +1,47 @@
-"""Compiles one file of csrc/gpu for one architecture: what CMake and the tests call.
+"""Compiles one file of device code for one architecture; CMake and the tests call it.
 
-python tools/device_code.py COMPILER csrc/gpu/loop_step.cu gfx1151 loop_step.gfx1151.hsaco
+python tools/device_code.py COMPILER path/to/loop_step.cu gfx1151 loop_step.gfx1151.hsaco
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 from pathlib import Path
 
-GPU = Path(__file__).resolve().parents[1] / "csrc" / "gpu"
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 COMMON = ("-std=c++20", "-O3")
-# No built-in headers and no device libraries: they need not be installed. An id of the compilation would make two
-# builds differ.
+# Built-in headers and device libraries need not be installed. A compilation id would make builds differ.
 HIP = ("-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", "-nogpuinc", "-nogpulib", "-fuse-cuid=none")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
+def sources() -> dict[str, Path]:
+    """The files of device code by name; one gives one code object for each architecture."""
+    return {path.stem: path for path in sorted(CSRC.rglob("*.cu"))}
+
+
+def headers() -> list[Path]:
+    """The headers of every vendor that these files include, directly or not."""
+    found: set[Path] = set()
+    rest = list(sources().values())
+    while rest:
+        file = rest.pop()
+        # The define names the header that `#include` reads through a macro.
+        for name in re.findall(
+            r'^#(?:include|define \w+_HEADER) "(.+)"', file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            path = (file.parent / name).resolve()
+            if path not in found:
+                found.add(path)
+                rest.append(path)
+    return sorted(found)
+
+
 def ops() -> list[str]:
     """Names of the files with device code."""
-    return sorted(path.stem for path in GPU.glob("*.cu"))
+    return sorted(sources())
 
 
 def suffix(arch: str) -> str:
@@ -28,7 +50,7 @@ def suffix(arch: str) -> str:
 
 
 def command(compiler: str, source: Path, arch: str, output: Path) -> list[str]:
-    """The compiler's command line; ptxas tells what each kernel uses."""
+    """The compiler's command line; ptxas reports registers and spills."""
     kind = suffix(arch)
     if kind == "hsaco":
         target = (*HIP, f"--offload-arch={arch}", *WARNINGS)
@@ -38,7 +60,7 @@ def command(compiler: str, source: Path, arch: str, output: Path) -> list[str]:
 
 
 def main() -> None:
-    """Compile from the command line; what the compiler says is shown only if it fails."""
+    """Compile from the command line; the compiler's output is shown only if it fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("compiler")
     parser.add_argument("source", type=Path)

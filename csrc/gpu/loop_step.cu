@@ -1,4 +1,5 @@
-#include "rows.h"
+#include "../core/gpu/reduce.h"
+#include "../core/gpu/rows.h"
 
 // One pass over rows of D between two runs of the recurrent block. A block takes ROWS rows, a thread the same CHUNKS
 // times eight columns of each, so that every weight it loads serves ROWS rows and a row stays in registers from its
@@ -64,7 +65,7 @@ OPENMYTHOS_DEVICE int depth_of(const LoopStepParams& p, int64_t n) {
 template <class Row, int ROWS>
 OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
     constexpr int CHUNKS = 4 / ROWS, WAVES = STEP_THREADS / WAVE;
-    using Halted = Either<Row, float>;  // rows of float32 as fast as Row's
+    using Halted = RowOf<Row, float>;  // rows of float32 as fast as Row's
     constexpr bool ANY = __is_same(Row, AnyRow);
     constexpr int GROUP = ANY ? 4 : ROWS == 1 ? 8 : 16 / ROWS;  // ranks whose products one exchange sums up
     constexpr int RANKS_AHEAD = ANY ? 1 : 4;

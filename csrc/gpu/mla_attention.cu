@@ -125,7 +125,7 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
             float weight = weights[r][split];
             // A share that saw no key was never written.
             Words raw = {};
-            if (weight != 0.f) raw = load_shared_by_blocks(part + split * rows * p.dc);
+            if (weight != 0.f) raw = load_cached(part + split * rows * p.dc);
 #pragma unroll
             for (int j = 0; j < 4; j++) x[j] = fma(weight, __builtin_bit_cast(float, raw.w[j]), x[j]);
         }
@@ -185,11 +185,11 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
 // Blocks that a multiprocessor's registers are for: one where a block has many columns or multiplies and adds, else
 // two.
 #define OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, ...) \
-    OPENMYTHOS_KERNEL_SHARING(SHARE_THREADS, blocks)        \
+    OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, blocks)       \
     openmythos_mla_attention_##name##_##dc##_##dr(MlaParams p) { mla_shares<T, __VA_ARGS__>(p); }
 #define OPENMYTHOS_MLA_MATRIX(name, T, dc, dr, blocks)                       \
     OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, MatrixTile<T, dc, dr, 1>) \
-    OPENMYTHOS_KERNEL_SHARING(SHARE_THREADS, dc > 256 ? 1 : 2)               \
+    OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, dc > 256 ? 1 : 2)              \
     openmythos_mla_attention_##name##_##dc##_##dr##_rows32(MlaParams p) { mla_shares<T, MatrixTile<T, dc, dr, 2>>(p); }
 #define OPENMYTHOS_MLA(name, T)                                                                            \
     OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_attention_##name##_fold(MlaParams p) { mla_fold<T>(p); } \

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "matrix.h"
+#include "../core/gpu/fragments.h"
 #include "mla_shares.h"
 
 namespace openmythos::gpu {
@@ -12,24 +12,24 @@ template <class T, int DC, int DR, int ROW_TILES>
 struct MatrixTile {
     // gfx11 holds every operand twice, and its LDS is small: 32 keys of many columns or rows would be too much.
     static constexpr int ROWS = ROW_TILES * TILE;
-    static constexpr int KEYS = TILE_ROWS == 1 && (ROW_TILES > 1 || DC > 512) ? TILE : 2 * TILE;
+    static constexpr int KEYS = Vendor::DUPLICATES_FRAGMENTS && (ROW_TILES > 1 || DC > 512) ? TILE : 2 * TILE;
     static constexpr int SLICE = DC / SHARE_WAVES, COUNT = SLICE / TILE, KEY_TILES = KEYS / TILE;
     // Eight more than the keys: rows begin in different banks.
     static constexpr int SCORES_STRIDE = KEYS + 8, STRIDE = KEYS + 8;
     // Where a block leaves no room for another one that would read while this one multiplies, it reads ahead.
-    static constexpr bool AHEAD = TILE_ROWS == 2 && ROW_TILES > 1 && DC > 256;
+    static constexpr bool AHEAD = !Vendor::DUPLICATES_FRAGMENTS && ROW_TILES > 1 && DC > 256;
 
     struct alignas(16) Shared {
         uint16_t probabilities[ROWS][STRIDE];
-        uint16_t scratch[SHARE_WAVES][TRANSPOSED_NUMBERS];
+        uint16_t scratch[SHARE_WAVES][Vendor::TRANSPOSE_SCRATCH];
     };
     struct Keys {
-        Operand latent[KEY_TILES][COUNT], rope[KEY_TILES][1];
+        Fragment latent[KEY_TILES][COUNT], rope[KEY_TILES][1];
     };
 
-    Operand queries[ROW_TILES][COUNT], q_rope[ROW_TILES];
+    Fragment queries[ROW_TILES][COUNT], q_rope[ROW_TILES];
     Keys keys, next;
-    Sum out[ROW_TILES][COUNT];
+    Accumulator out[ROW_TILES][COUNT];
     int wave;
     bool has_rope;  // the first waves have 16 columns of the rope part each
 
@@ -37,17 +37,17 @@ struct MatrixTile {
         wave = uniform(wave_index()), has_rope = wave < DR / TILE;
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
-            const uint16_t *folded[TILE_ROWS], *rope[TILE_ROWS];
+            const uint16_t *folded[FRAGMENT_ROWS], *rope[FRAGMENT_ROWS];
 #pragma unroll
-            for (int i = 0; i < TILE_ROWS; i++) {
-                int row = share.first_row + m * TILE + tile_row(i);
+            for (int i = 0; i < FRAGMENT_ROWS; i++) {
+                int row = share.first_row + m * TILE + fragment_row(i);
                 if (row >= share.rows) row = share.rows - 1;
                 folded[i] = static_cast<const uint16_t*>(p.folded) + (int64_t(share.batch) * share.rows + row) * DC +
                             wave * SLICE;
                 rope[i] = static_cast<const uint16_t*>(p.q_rope) + share.batch * p.q_rope_b + row / p.h * p.q_rope_t +
                           row % p.h * p.q_rope_h + wave * TILE;
             }
-            load_tiles(folded, queries[m]);
+            load_fragments(folded, queries[m]);
             q_rope[m] = {};
             if (has_rope) load_unaligned(rope, q_rope[m]);
 #pragma unroll
@@ -59,17 +59,17 @@ struct MatrixTile {
     OPENMYTHOS_DEVICE void load(const MlaParams& p, const Share& share, int first, Keys& into) {
 #pragma unroll
         for (int s = 0; s < KEY_TILES; s++) {
-            const uint16_t *latent[TILE_ROWS], *rope[TILE_ROWS];
+            const uint16_t *latent[FRAGMENT_ROWS], *rope[FRAGMENT_ROWS];
 #pragma unroll
-            for (int i = 0; i < TILE_ROWS; i++) {
-                int key = first + s * TILE + tile_row(i);
+            for (int i = 0; i < FRAGMENT_ROWS; i++) {
+                int key = first + s * TILE + fragment_row(i);
                 const KeyPlace place = place_of(p, share.batch, key < share.stop ? key : share.stop - 1);
                 latent[i] = latent_at<uint16_t>(p, place) + wave * SLICE;
                 rope[i] = k_rope_at<uint16_t>(p, place) + wave * TILE;
             }
-            load_tiles(latent, into.latent[s]);
+            load_fragments(latent, into.latent[s]);
             into.rope[s][0] = {};
-            if (has_rope) load_tiles(rope, into.rope[s]);
+            if (has_rope) load_fragments(rope, into.rope[s]);
         }
     }
 
@@ -79,13 +79,14 @@ struct MatrixTile {
         for (int s = 0; s < KEY_TILES; s++) {
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) {
-                Sum sum = {};
+                Accumulator sum = {};
 #pragma unroll
-                for (int c = 0; c < COUNT; c++) multiply<T>(sum, queries[m][c], keys.latent[s][c]);
-                if (has_rope) multiply<T>(sum, q_rope[m], keys.rope[s][0]);
+                for (int c = 0; c < COUNT; c++) mma<T>(sum, queries[m][c], keys.latent[s][c]);
+                if (has_rope) mma<T>(sum, q_rope[m], keys.rope[s][0]);
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    parts[(m * TILE + sum_row(i)) * SCORES_STRIDE + s * TILE + sum_column(i)] = sum.x[i];
+                    parts[(m * TILE + accumulator_row(i)) * SCORES_STRIDE + s * TILE + accumulator_column(i)] =
+                        sum.x[i];
             }
         }
         if (AHEAD && first + KEYS < share.stop) load(p, share, first + KEYS, next);
@@ -102,22 +103,22 @@ struct MatrixTile {
         for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                const float factor = factors[m * TILE + sum_row(i)];
+                const float factor = factors[m * TILE + accumulator_row(i)];
 #pragma unroll
                 for (int c = 0; c < COUNT; c++) out[m][c].x[i] *= factor;
             }
         }
 #pragma unroll
         for (int s = 0; s < KEY_TILES; s++) {
-            Operand weights[ROW_TILES];
+            Fragment weights[ROW_TILES];
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++)
-                weights[m] = load_shared_tile(&shared.probabilities[m * TILE][s * TILE], STRIDE);
+                weights[m] = load_shared(&shared.probabilities[m * TILE][s * TILE], STRIDE);
 #pragma unroll
             for (int c = 0; c < COUNT; c++) {
-                const Operand columns = transposed(keys.latent[s][c], shared.scratch[wave]);
+                const Fragment columns = transpose(keys.latent[s][c], shared.scratch[wave]);
 #pragma unroll
-                for (int m = 0; m < ROW_TILES; m++) multiply<T>(out[m][c], weights[m], columns);
+                for (int m = 0; m < ROW_TILES; m++) mma<T>(out[m][c], weights[m], columns);
             }
         }
         if (AHEAD) keys = next;
@@ -128,8 +129,8 @@ struct MatrixTile {
         for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
             for (int c = 0; c < COUNT; c++)
-                store_sum<COUNT>(out[m][c], c, part + m * TILE * DC + wave * SLICE, DC, factors + m * TILE,
-                                 [=](int row) { return m * TILE + row < rows; });
+                store_accumulator<COUNT>(out[m][c], c, part + m * TILE * DC + wave * SLICE, DC, factors + m * TILE,
+                                         [=](int row) { return m * TILE + row < rows; });
         }
     }
 };

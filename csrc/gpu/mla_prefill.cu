@@ -25,7 +25,7 @@ OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_prefill_gather(MlaPrefillParam
 
 // The last number says how many blocks share a multiprocessor.
 #define OPENMYTHOS_MLA_PREFILL(name, T, dn, dr, dv, blocks) \
-    OPENMYTHOS_KERNEL_SHARING(PREFILL_THREADS, blocks)      \
+    OPENMYTHOS_KERNEL_RESIDENT(PREFILL_THREADS, blocks)     \
     openmythos_mla_prefill_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { mla_prefill<T, dn, dr, dv, blocks>(p); }
 
 OPENMYTHOS_MLA_PREFILL(bf16, bf16, 64, 32, 64, 2)

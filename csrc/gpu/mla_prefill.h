@@ -1,7 +1,7 @@
 #pragma once
 
+#include "../core/gpu/row_product.h"
 #include "mla_shares.h"
-#include "row_tiles.h"
 
 // Attention of many new tokens to keys and values of every head. A block has 128 queries of one head, 16 a wave, in
 // registers with their scores, probabilities and results; tiles of keys and of values, the latter transposed, pass
@@ -17,55 +17,55 @@ template <int ROWS, int WIDTH, int FIRST>
 struct Panel {
     static constexpr unsigned EACH = WIDTH / CHUNK, ALL = ROWS * EACH;
     static constexpr unsigned COUNT = (ALL + PREFILL_THREADS - 1) / PREFILL_THREADS;
-    Carried<COUNT> chunks;
+    AsyncCopy<COUNT> chunks;
 
     template <class Do>
     OPENMYTHOS_DEVICE static void for_each(uint16_t* slabs, Do what) {
         // Places are worked out again for every tile: kept, they would take more registers than there are.
-        const unsigned thread = unsigned(renewed(thread_index()));
+        const unsigned thread = unsigned(opaque_in_loop(thread_index()));
 #pragma unroll
         for (unsigned i = 0; i < COUNT; i++) {
             const unsigned x = i * PREFILL_THREADS + thread;
             const int row = int(x / EACH), chunk = FIRST / CHUNK + int(x % EACH);
             if (ALL % PREFILL_THREADS == 0 || x < ALL)
-                what(int(i), slabs + chunk / CHUNKS * ROWS * DEPTH + slab_at(row, chunk % CHUNKS), row,
+                what(int(i), slabs + chunk / CHUNKS * ROWS * BLOCK_K + swizzled(row, chunk % CHUNKS), row,
                      int(x % EACH) * CHUNK);
         }
     }
     OPENMYTHOS_DEVICE void begin(uint16_t* slabs, const uint16_t* from, int64_t stride) {
         for_each(slabs, [&](int i, uint16_t* to, int row, int column) {
-            chunks.begin(i, to, from + row * stride + column, true);
+            chunks.issue(i, to, from + row * stride + column, true);
         });
     }
     OPENMYTHOS_DEVICE void land(uint16_t* slabs) {
-        for_each(slabs, [&](int i, uint16_t* to, int, int) { chunks.land(i, to); });
+        for_each(slabs, [&](int i, uint16_t* to, int, int) { chunks.commit(i, to); });
     }
 };
 
 // What is known of a lane's rows so far: the largest score, and of the sum of the powers of two what this lane has
 // seen.
 struct RunningSoftmax {
-    float most[OWN_ROWS], sum[OWN_ROWS];
+    float most[LANE_ROWS], sum[LANE_ROWS];
 
     OPENMYTHOS_DEVICE RunningSoftmax() {
 #pragma unroll
-        for (int r = 0; r < OWN_ROWS; r++) most[r] = MINUS_INFINITY, sum[r] = 0.f;
+        for (int r = 0; r < LANE_ROWS; r++) most[r] = MINUS_INFINITY, sum[r] = 0.f;
     }
 
     // Scores become powers relative to the largest score, and `factors` are what makes older ones so.
     template <int N>
-    OPENMYTHOS_DEVICE void add(Sum (&scores)[N], float (&factors)[OWN_ROWS]) {
-        float safe[OWN_ROWS];
+    OPENMYTHOS_DEVICE void add(Accumulator (&scores)[N], float (&factors)[LANE_ROWS]) {
+        float safe[LANE_ROWS];
 #pragma unroll
-        for (int r = 0; r < OWN_ROWS; r++) {
+        for (int r = 0; r < LANE_ROWS; r++) {
             float largest = MINUS_INFINITY;
 #pragma unroll
             for (int n = 0; n < N; n++) {
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    if (own_row(i) == r) largest = __builtin_fmaxf(largest, scores[n].x[i]);
+                    if (lane_row(i) == r) largest = __builtin_fmaxf(largest, scores[n].x[i]);
             }
-            const float next = __builtin_fmaxf(most[r], over_row_max(largest));
+            const float next = __builtin_fmaxf(most[r], row_max(largest));
             safe[r] = next == MINUS_INFINITY ? 0.f : next;
             factors[r] = fast_exp2(most[r] - safe[r]);
             most[r] = next, sum[r] *= factors[r];
@@ -74,22 +74,22 @@ struct RunningSoftmax {
         for (int n = 0; n < N; n++) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                scores[n].x[i] = fast_exp2(scores[n].x[i] - safe[own_row(i)]);
-                sum[own_row(i)] += scores[n].x[i];
+                scores[n].x[i] = fast_exp2(scores[n].x[i] - safe[lane_row(i)]);
+                sum[lane_row(i)] += scores[n].x[i];
             }
         }
     }
 };
 
 // The lane's r-th row among those of the block.
-OPENMYTHOS_DEVICE int block_row(int r) { return wave_index() * TILE + wave_row(r); }
+OPENMYTHOS_DEVICE int block_row(int r) { return wave_index() * TILE + fragment_row(r); }
 
 // The queries of a block, worked out whenever they are asked for: registers are short while keys stream.
 struct PrefillPlace {
     int batch, head, first_row;
 
     OPENMYTHOS_DEVICE explicit PrefillPlace(const MlaPrefillParams& p) {
-        const int index = uniform(renewed(block_index())), blocks = (p.t + PREFILL_ROWS - 1) / PREFILL_ROWS;
+        const int index = uniform(opaque_in_loop(block_index())), blocks = (p.t + PREFILL_ROWS - 1) / PREFILL_ROWS;
         // The last queries see most keys: they go first.
         first_row = (blocks - 1 - index % blocks) * PREFILL_ROWS;
         head = index / blocks % p.h, batch = index / blocks / p.h;
@@ -101,9 +101,9 @@ struct PrefillPlace {
 // of the tile before into probabilities, so that the tensor cores have something to do meanwhile.
 template <class T, int DN, int DR, int DV, int BLOCKS>
 struct Prefill {
-    static constexpr int KEYS = DEPTH, SLABS = (DN + DR + DEPTH - 1) / DEPTH;
-    static constexpr int KEY_NUMBERS = SLABS * KEYS * DEPTH, STAGE = KEY_NUMBERS + DV * DEPTH;
-    static_assert(2 * PREFILL_STAGES * STAGE == MLA_PREFILL_BYTES<DEPTH, DN, DR, DV>);
+    static constexpr int KEYS = BLOCK_K, SLABS = (DN + DR + BLOCK_K - 1) / BLOCK_K;
+    static constexpr int KEY_NUMBERS = SLABS * KEYS * BLOCK_K, STAGE = KEY_NUMBERS + DV * BLOCK_K;
+    static_assert(PREFILL_STAGES * STAGE == mla_prefill_elements(BLOCK_K, DN, DR, DV));
 #ifdef OPENMYTHOS_WGMMA
     static constexpr bool AHEAD = BLOCKS == 1;
 #else
@@ -117,13 +117,13 @@ struct Prefill {
     const uint16_t *keys, *values, *k_rope;
     Panel<KEYS, DN, 0> key_panel;
     Panel<KEYS, DR, DN> rope_panel;
-    Panel<DV, DEPTH, 0> value_panel;
+    Panel<DV, BLOCK_K, 0> value_panel;
 
-    Operand queries[(DN + DR) / TILE];
+    Fragment queries[(DN + DR) / TILE];
     RunningSoftmax softmax;
-    Sum out[DV / TILE] = {};
+    Accumulator out[DV / TILE] = {};
 
-    OPENMYTHOS_DEVICE explicit Prefill(const MlaPrefillParams& params) : p(params), memory(slabs()) {
+    OPENMYTHOS_DEVICE explicit Prefill(const MlaPrefillParams& params) : p(params), memory(shared_tiles()) {
         const PrefillPlace place(p);
         const int length = length_of(p, place.batch);
         const int end = place.first_row + PREFILL_ROWS < p.t ? place.first_row + PREFILL_ROWS : p.t;
@@ -135,9 +135,9 @@ struct Prefill {
         values = static_cast<const uint16_t*>(p.values) + sequence_head * DV * p.padded;
         k_rope = static_cast<const uint16_t*>(p.k_rope) + place.batch * p.k_rope_b;
 
-        const uint16_t *nope[OWN_ROWS], *rope[OWN_ROWS];
+        const uint16_t *nope[LANE_ROWS], *rope[LANE_ROWS];
 #pragma unroll
-        for (int r = 0; r < OWN_ROWS; r++) {
+        for (int r = 0; r < LANE_ROWS; r++) {
             const int row = place.row(r) < p.t ? place.row(r) : p.t - 1;
             nope[r] = static_cast<const uint16_t*>(p.q_nope) + place.batch * p.q_nope_b + row * p.q_nope_t +
                       place.head * p.q_nope_h;
@@ -148,7 +148,7 @@ struct Prefill {
         for (int k = 0; k < (DN + DR) / TILE; k++) {
             queries[k] = load_rows(k < DN / TILE ? nope : rope);
 #pragma unroll
-            for (int r = 0; r < OWN_ROWS; r++) (k < DN / TILE ? nope : rope)[r] += TILE;
+            for (int r = 0; r < LANE_ROWS; r++) (k < DN / TILE ? nope : rope)[r] += TILE;
         }
     }
 
@@ -169,59 +169,57 @@ struct Prefill {
     }
 
     // Scores of the tile that begins at key `first` become probabilities. No row sees keys below zero.
-    OPENMYTHOS_DEVICE void soften(Sum (&scores)[KEYS / TILE], int first, Operand (&probabilities)[KEYS / TILE],
-                                  float (&factors)[OWN_ROWS]) {
+    OPENMYTHOS_DEVICE void soften(Accumulator (&scores)[KEYS / TILE], int first, Fragment (&probabilities)[KEYS / TILE],
+                                  float (&factors)[LANE_ROWS]) {
 #pragma unroll
         for (int n = 0; n < KEYS / TILE; n++) {
 #pragma unroll
             for (int i = 0; i < 8; i++) scores[n].x[i] *= p.scale;
         }
         if (first + KEYS > clear || (AHEAD && first < 0)) {
-            int limits[OWN_ROWS];
+            int limits[LANE_ROWS];
 #pragma unroll
-            for (int r = 0; r < OWN_ROWS; r++)
+            for (int r = 0; r < LANE_ROWS; r++)
                 limits[r] = AHEAD && first < 0 ? first : p.causal ? clear + block_row(r) : clear;
 #pragma unroll
             for (int n = 0; n < KEYS / TILE; n++) {
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    if (first + n * TILE + own_column(i) >= limits[own_row(i)]) scores[n].x[i] = MINUS_INFINITY;
+                    if (first + n * TILE + lane_column(i) >= limits[lane_row(i)]) scores[n].x[i] = MINUS_INFINITY;
             }
         }
         softmax.add(scores, factors);
 #pragma unroll
-        for (int n = 0; n < KEYS / TILE; n++) probabilities[n] = to_operand(scores[n], packed_probabilities<T>);
+        for (int n = 0; n < KEYS / TILE; n++) probabilities[n] = to_fragment(scores[n], pack2_probabilities<T>);
     }
-    OPENMYTHOS_DEVICE void add_values(const Operand (&probabilities)[KEYS / TILE], const float (&factors)[OWN_ROWS],
+    OPENMYTHOS_DEVICE void add_values(const Fragment (&probabilities)[KEYS / TILE], const float (&factors)[LANE_ROWS],
                                       const uint16_t* slabs) {
+        // Most tiles of a long sequence raise no maximum of the wave's rows.
         bool changed = true;
-#ifndef OPENMYTHOS_HIP
-        // Most tiles of a long sequence have no larger score for any of the wave's rows. On gfx11 a branch would cost
-        // more registers than there are.
-        changed = wave_ballot(factors[0] != 1.f || factors[1] != 1.f);
-#endif
+        if constexpr (Vendor::SKIPS_RESCALING)
+            changed = wave_ballot(factors[0] != 1.f || factors[LANE_ROWS - 1] != 1.f);
         if (changed) {
 #pragma unroll
             for (int n = 0; n < DV / TILE; n++) {
 #pragma unroll
-                for (int i = 0; i < 8; i++) out[n].x[i] *= factors[own_row(i)];
+                for (int i = 0; i < 8; i++) out[n].x[i] *= factors[lane_row(i)];
             }
         }
-        begin_slabs<T>(out, probabilities, slabs);
-        wait_for_slabs(out);
+        start_row_products<T>(out, probabilities, slabs);
+        wait_row_products(out);
     }
 
     OPENMYTHOS_DEVICE void run() {
         const auto landed = [&](int stage) { land(stage); };
         const auto begin = [&](int step, int stage) { begin_keys(step, stage), begin_values(step, stage); };
         int first = 0;
-        stream_slabs<PREFILL_STAGES>(steps, begin, landed, [&](int stage) {
+        pipeline<PREFILL_STAGES>(steps, begin, landed, [&](int stage) {
             const uint16_t* const from = memory + stage * STAGE;
-            Sum scores[KEYS / TILE] = {};
-            begin_slabs<T>(scores, queries, from);
-            wait_for_slabs(scores);
-            Operand probabilities[KEYS / TILE];
-            float factors[OWN_ROWS];
+            Accumulator scores[KEYS / TILE] = {};
+            start_row_products<T>(scores, queries, from);
+            wait_row_products(scores);
+            Fragment probabilities[KEYS / TILE];
+            float factors[LANE_ROWS];
             soften(scores, first, probabilities, factors);
             add_values(probabilities, factors, from + KEY_NUMBERS);
             first += KEYS;
@@ -238,17 +236,17 @@ struct Prefill {
             if (step < steps) begin_keys(step, stage);
             if (step > 0) begin_values(step - 1, stage);
         };
-        Sum scores[KEYS / TILE] = {};
+        Accumulator scores[KEYS / TILE] = {};
         int first = -KEYS;
-        stream_slabs<PREFILL_STAGES>(steps ? steps + 1 : 0, begin, landed, [&](int stage) {
+        pipeline<PREFILL_STAGES>(steps ? steps + 1 : 0, begin, landed, [&](int stage) {
             const uint16_t* const from = memory + stage * STAGE;
-            Sum next[KEYS / TILE] = {};
-            begin_slabs<T>(next, queries, from);
-            Operand probabilities[KEYS / TILE];
-            float factors[OWN_ROWS];
+            Accumulator next[KEYS / TILE] = {};
+            start_row_products<T>(next, queries, from);
+            Fragment probabilities[KEYS / TILE];
+            float factors[LANE_ROWS];
             soften(scores, first, probabilities, factors);
             // Not later: ptxas lets nothing else touch sums while there are products under way.
-            wait_for_slabs(next);
+            wait_row_products(next);
             add_values(probabilities, factors, from + KEY_NUMBERS);
 #pragma unroll
             for (int n = 0; n < KEYS / TILE; n++) scores[n] = next[n];
@@ -258,12 +256,12 @@ struct Prefill {
 
     OPENMYTHOS_DEVICE void store() {
         const PrefillPlace place(p);
-        float inverse[OWN_ROWS];
-        uint16_t* to[OWN_ROWS];
+        float inverse[LANE_ROWS];
+        uint16_t* to[LANE_ROWS];
 #pragma unroll
-        for (int r = 0; r < OWN_ROWS; r++) {
+        for (int r = 0; r < LANE_ROWS; r++) {
             const int row = place.row(r);
-            const float sum = over_row_sum(softmax.sum[r]);
+            const float sum = row_sum(softmax.sum[r]);
             inverse[r] = sum == 0.f ? 0.f : 1.f / sum;
             to[r] = static_cast<uint16_t*>(p.out) + place.batch * p.out_b + row * p.out_t + place.head * p.out_h;
             if (p.lse && leads_rows() && row < p.t)
@@ -273,10 +271,10 @@ struct Prefill {
 #pragma unroll
         for (int n = 0; n < DV / TILE; n++) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) out[n].x[i] *= inverse[own_row(i)];
-            store_rows(to_operand(out[n], packed<T>), to, [&](int r) { return place.row(r) < p.t; });
+            for (int i = 0; i < 8; i++) out[n].x[i] *= inverse[lane_row(i)];
+            store_rows(to_fragment(out[n], pack2<T>), to, [&](int r) { return place.row(r) < p.t; });
 #pragma unroll
-            for (int r = 0; r < OWN_ROWS; r++) to[r] += TILE;
+            for (int r = 0; r < LANE_ROWS; r++) to[r] += TILE;
         }
     }
 };

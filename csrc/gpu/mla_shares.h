@@ -1,6 +1,7 @@
 #pragma once
 
-#include "rows.h"
+#include "../core/gpu/reduce.h"
+#include "../core/gpu/rows.h"
 
 // Attention of a block of rows (token, head) to one share of the keys, with the latent as keys and values. Each of 8
 // waves owns an eighth of the latent's columns for both products, so that a block reads each number once: it sums its
@@ -166,7 +167,7 @@ struct FmaTile {
 
     // Numbers of a key times as many of every row.
     OPENMYTHOS_DEVICE static void products(const T* key, const float* queries, float (&sums)[ROWS]) {
-        Words raw = load_shared_by_blocks(key);
+        Words raw = load_cached(key);
         float x[EACH];
 #pragma unroll
         for (int j = 0; j < EACH; j++) {

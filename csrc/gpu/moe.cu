@@ -9,16 +9,16 @@ namespace openmythos::gpu {
 
 // The second launch's blocks are few: all of them have to be there at once, for the last ones alone would leave memory
 // idle.
-#define OPENMYTHOS_MOE_VECTORS(name, Data, rows, hidden, columns)                                          \
-    OPENMYTHOS_KERNEL_SHARING(VECTOR_THREADS, 1) openmythos_moe_up_##name(MoeParams p) {                   \
-        vectors_up<Data, rows, hidden>(p);                                                                 \
-    }                                                                                                      \
-    OPENMYTHOS_KERNEL_SHARING(VECTOR_THREADS, rows == 1 ? 4 : 2) openmythos_moe_down_##name(MoeParams p) { \
-        vectors_down<Data, rows, columns>(p);                                                              \
+#define OPENMYTHOS_MOE_VECTORS(name, Data, rows, hidden, columns)                                           \
+    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, 1) openmythos_moe_up_##name(MoeParams p) {                   \
+        vectors_up<Data, rows, hidden>(p);                                                                  \
+    }                                                                                                       \
+    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, rows == 1 ? 4 : 2) openmythos_moe_down_##name(MoeParams p) { \
+        vectors_down<Data, rows, columns>(p);                                                               \
     }
-#define OPENMYTHOS_MOE_TILES(name, T)                                                                  \
-    OPENMYTHOS_KERNEL_SHARING(UP_THREADS, 1) openmythos_moe_up_##name(MoeParams p) { tiles_up<T>(p); } \
-    OPENMYTHOS_KERNEL_SHARING(DOWN_THREADS, 1) openmythos_moe_down_##name(MoeParams p) { tiles_down<T>(p); }
+#define OPENMYTHOS_MOE_TILES(name, T)                                                                   \
+    OPENMYTHOS_KERNEL_RESIDENT(UP_THREADS, 1) openmythos_moe_up_##name(MoeParams p) { tiles_up<T>(p); } \
+    OPENMYTHOS_KERNEL_RESIDENT(DOWN_THREADS, 1) openmythos_moe_down_##name(MoeParams p) { tiles_down<T>(p); }
 
 OPENMYTHOS_MOE_VECTORS(f32_rows1, Vectors<float>, 1, 2, 4)
 OPENMYTHOS_MOE_VECTORS(bf16_rows1, Vectors<bf16>, 1, 2, 4)

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "block_store.h"
+#include "../core/gpu/block_product.h"
+#include "../core/gpu/block_store.h"
 #include "moe_units.h"
 
 // The experts of many rows of bfloat16 or float16: two grouped products of blocks of 128 x 128 and a sum over each
@@ -8,7 +9,7 @@
 
 namespace openmythos::gpu {
 
-using MoeBlock = Block<MOE_BLOCK, MOE_BLOCK, MOE_BLOCK_THREADS / WAVE, 4>;
+using MoeBlock = BlockShape<MOE_BLOCK, MOE_BLOCK, MOE_BLOCK_THREADS / WAVE, 4>;
 // In the first product 16 rows of gate are followed by those of up for the same units, so that a lane gets both.
 constexpr int MOE_UNITS = MOE_BLOCK / 2;
 // A thread fetches the same chunk of every APART-th row of a slab.
@@ -39,32 +40,32 @@ OPENMYTHOS_DEVICE int parts_of(int size, int part) { return (size + part - 1) / 
 // sums += a . b over `steps` slabs, of the first `rows` rows. a(i) and b(i) say where this thread's i-th chunk comes
 // from, null if it is zero; next() goes to the next slab.
 template <class T, class A, class B, class Next>
-OPENMYTHOS_DEVICE void multiply_block(Sum (&sums)[MoeBlock::M][MoeBlock::N], int rows, int steps, const void* somewhere,
-                                      A a, B b, Next next) {
-    constexpr int SLAB = MOE_BLOCK * DEPTH;
-    uint16_t* mine = slabs() + slab_at(thread_index() / CHUNKS, thread_index() % CHUNKS);
-    Carried<2 * PIECES> pieces;
+OPENMYTHOS_DEVICE void multiply_block(Accumulator (&sums)[MoeBlock::M][MoeBlock::N], int rows, int steps,
+                                      const void* somewhere, A a, B b, Next next) {
+    constexpr int SLAB = MOE_BLOCK * BLOCK_K;
+    uint16_t* mine = shared_tiles() + swizzled(thread_index() / CHUNKS, thread_index() % CHUNKS);
+    AsyncCopy<2 * PIECES> pieces;
     const auto at = [&](int i, int stage) {
-        return mine + stage * 2 * SLAB + i / PIECES * SLAB + i % PIECES * APART * DEPTH;
+        return mine + stage * 2 * SLAB + i / PIECES * SLAB + i % PIECES * APART * BLOCK_K;
     };
     const auto begin = [&](int, int stage) {
 #pragma unroll
         for (int i = 0; i < 2 * PIECES; i++) {
             const void* from = i < PIECES ? a(i) : b(i - PIECES);
-            pieces.begin(i, at(i, stage), from ? from : somewhere, from);
+            pieces.issue(i, at(i, stage), from ? from : somewhere, from);
         }
         next();
     };
     const auto land = [&](int stage) {
 #pragma unroll
-        for (int i = 0; i < 2 * PIECES; i++) pieces.land(i, at(i, stage));
+        for (int i = 0; i < 2 * PIECES; i++) pieces.commit(i, at(i, stage));
     };
     // Half a block at least is one wave's, or that of the four that share an instruction.
     const bool is_needed = uniform(MoeBlock::row(0) / 64 * 64) < rows;
-    stream_slabs(steps, begin, land, [&](int stage) {
+    pipeline(steps, begin, land, [&](int stage) {
         if (!is_needed) return;
-        const uint16_t* slab = slabs() + stage * 2 * SLAB;
-        multiply_slab<T, MoeBlock>(sums, slab, slab + SLAB);
+        const uint16_t* slab = shared_tiles() + stage * 2 * SLAB;
+        multiply_tiles<T, MoeBlock>(sums, slab, slab + SLAB);
     });
     // The slabs are free.
     sync_block();
@@ -121,9 +122,9 @@ OPENMYTHOS_DEVICE void blocks_up(const MoeGroupedParams& q) {
     const int64_t stride = is_up ? up_stride : gate_stride;
     const T* weights = (is_up ? up : gate) + mine * stride;
     int column = thread % CHUNKS * CHUNK;
-    Sum sums[MoeBlock::M][MoeBlock::N] = {};
+    Accumulator sums[MoeBlock::M][MoeBlock::N] = {};
     multiply_block<T>(
-        sums, end - first, parts_of(p.d, DEPTH), x,
+        sums, end - first, parts_of(p.d, BLOCK_K), x,
         [&](int i) -> const T* {
             const T* from = rows[row + i * APART];
             return from && column < p.d ? from + column : nullptr;
@@ -132,8 +133,8 @@ OPENMYTHOS_DEVICE void blocks_up(const MoeGroupedParams& q) {
             const bool inside = mine + i * (APART / 2) < width && column < p.d;
             return inside ? weights + i * (APART / 2) * stride + column : nullptr;
         },
-        [&] { column += DEPTH; });
-    uint16_t* staged = slabs();
+        [&] { column += BLOCK_K; });
+    uint16_t* staged = shared_tiles();
 #pragma unroll
     for (int m = 0; m < MoeBlock::M; m++) {
 #pragma unroll
@@ -141,12 +142,13 @@ OPENMYTHOS_DEVICE void blocks_up(const MoeGroupedParams& q) {
             float hidden[8];
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                hidden[i] = swiglu(sums[m][n].x[i], sums[m][n + 1].x[i]) * factors[MoeBlock::row(m) + sum_row(i)];
-            stage<T, MOE_UNITS>(staged, MoeBlock::row(m), MoeBlock::column(n) / 2, hidden);
+                hidden[i] =
+                    swiglu(sums[m][n].x[i], sums[m][n + 1].x[i]) * factors[MoeBlock::row(m) + accumulator_row(i)];
+            stage_fragment<T, MOE_UNITS>(staged, MoeBlock::row(m), MoeBlock::column(n) / 2, hidden);
         }
     }
     sync_block();
-    store_staged<MOE_BLOCK, MOE_UNITS, MOE_BLOCK_THREADS>(staged, width - unit, [&](int r) -> uint16_t* {
+    store_staged_rows<MOE_BLOCK, MOE_UNITS, MOE_BLOCK_THREADS>(staged, width - unit, [&](int r) -> uint16_t* {
         return first + r < end ? &(act + (first + r) * act_stride + unit)->bits : nullptr;
     });
 }
@@ -167,7 +169,7 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
         // The shared experts' hidden units side by side are the depth.
         place = place_of(block, row_tiles, columns);
         first = place.tile * MOE_BLOCK, end = p.rows, left = p.shared_count;
-        for (int each = 0; each < left; each++) steps += parts_of(p.shared[each].width, DEPTH);
+        for (int each = 0; each < left; each++) steps += parts_of(p.shared[each].width, BLOCK_K);
         width = p.shared[0].width, weights = static_cast<const T*>(p.shared[0].down), stride = p.shared[0].down_stride;
         act += shared_offset(p, 0), act_stride = p.shared_width;
         if (thread < MOE_BLOCK) rows[thread] = first + thread < end ? p.slots + first + thread : -1;
@@ -176,7 +178,7 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
         const int expert = uniform(q.tiles[place.tile].expert);
         if (expert < 0) return;
         first = uniform(q.tiles[place.tile].first), end = uniform(q.tiles[place.tile].end), left = 1;
-        width = p.width, steps = parts_of(width, DEPTH), act_stride = width;
+        width = p.width, steps = parts_of(width, BLOCK_K), act_stride = width;
         weights = static_cast<const T*>(p.down) + expert * p.down_strides[0], stride = p.down_strides[1];
         if (thread < MOE_BLOCK) rows[thread] = first + thread < end ? q.slots[first + thread] : -1;
     }
@@ -184,7 +186,7 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
     int begin = 0;  // of the slab
     act += (first + row) * act_stride + chunk;
     weights += from * stride + chunk;
-    Sum sums[MoeBlock::M][MoeBlock::N] = {};
+    Accumulator sums[MoeBlock::M][MoeBlock::N] = {};
     multiply_block<T>(
         sums, end - first, steps, p.act,
         [&](int i) -> const T* {
@@ -195,26 +197,26 @@ OPENMYTHOS_DEVICE void blocks_down(const MoeGroupedParams& q) {
             return from + i * APART < p.d && begin + chunk < width ? weights + i * APART * stride + begin : nullptr;
         },
         [&] {
-            begin += DEPTH;
+            begin += BLOCK_K;
             if (begin < width || s + 1 >= left) return;
             const MoeShared& expert = p.shared[++s];
             act += width, begin = 0, width = expert.width, stride = expert.down_stride;
             weights = static_cast<const T*>(expert.down) + from * stride + chunk;
         });
-    uint16_t* staged = slabs();
+    uint16_t* staged = shared_tiles();
 #pragma unroll
     for (int m = 0; m < MoeBlock::M; m++) {
 #pragma unroll
         for (int n = 0; n < MoeBlock::N; n++)
-            stage<T, MOE_BLOCK>(staged, MoeBlock::row(m), MoeBlock::column(n), sums[m][n].x);
+            stage_fragment<T, MOE_BLOCK>(staged, MoeBlock::row(m), MoeBlock::column(n), sums[m][n].x);
     }
     sync_block();
-    store_staged<MOE_BLOCK, MOE_BLOCK, MOE_BLOCK_THREADS>(staged, p.d - place.column * MOE_BLOCK,
-                                                          [&](int r) -> uint16_t* {
-                                                              if (rows[r] < 0) return nullptr;
-                                                              T* y = static_cast<T*>(q.y) + int64_t(rows[r]) * p.d;
-                                                              return &(y + place.column * MOE_BLOCK)->bits;
-                                                          });
+    store_staged_rows<MOE_BLOCK, MOE_BLOCK, MOE_BLOCK_THREADS>(staged, p.d - place.column * MOE_BLOCK,
+                                                               [&](int r) -> uint16_t* {
+                                                                   if (rows[r] < 0) return nullptr;
+                                                                   T* y = static_cast<T*>(q.y) + int64_t(rows[r]) * p.d;
+                                                                   return &(y + place.column * MOE_BLOCK)->bits;
+                                                               });
 }
 
 // ---- the sum ----------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ namespace openmythos::gpu {
 OPENMYTHOS_KERNEL(SORT_THREADS) openmythos_moe_grouped_count(MoeGroupedParams p) { sort_count(p); }
 OPENMYTHOS_KERNEL(SORT_THREADS) openmythos_moe_grouped_place(MoeGroupedParams p) { sort_place(p); }
 
-#define OPENMYTHOS_MOE_GROUPED(name, T)                                                                             \
-    OPENMYTHOS_KERNEL_SHARING(MOE_BLOCK_THREADS, RESIDENT) openmythos_moe_grouped_up_##name(MoeGroupedParams p) {   \
-        blocks_up<T>(p);                                                                                            \
-    }                                                                                                               \
-    OPENMYTHOS_KERNEL_SHARING(MOE_BLOCK_THREADS, RESIDENT) openmythos_moe_grouped_down_##name(MoeGroupedParams p) { \
-        blocks_down<T>(p);                                                                                          \
-    }                                                                                                               \
+#define OPENMYTHOS_MOE_GROUPED(name, T)                                                                              \
+    OPENMYTHOS_KERNEL_RESIDENT(MOE_BLOCK_THREADS, RESIDENT) openmythos_moe_grouped_up_##name(MoeGroupedParams p) {   \
+        blocks_up<T>(p);                                                                                             \
+    }                                                                                                                \
+    OPENMYTHOS_KERNEL_RESIDENT(MOE_BLOCK_THREADS, RESIDENT) openmythos_moe_grouped_down_##name(MoeGroupedParams p) { \
+        blocks_down<T>(p);                                                                                           \
+    }                                                                                                                \
     OPENMYTHOS_KERNEL(MOE_BLOCK_THREADS) openmythos_moe_grouped_sum_##name(MoeGroupedParams p) { slots_sum<T>(p); }
 
 OPENMYTHOS_MOE_GROUPED(bf16, bf16)

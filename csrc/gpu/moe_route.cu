@@ -1,4 +1,5 @@
-#include "rows.h"
+#include "../core/gpu/reduce.h"
+#include "../core/gpu/rows.h"
 
 // The k largest of logits + bias, ties to the lower id and NaN as -inf, weighed by the softmax of their raw logits, and
 // how many rows chose each expert. A wave a row, scores in registers, so that k choices are k reductions. Up to 16 rows
@@ -82,7 +83,7 @@ OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
         if (!p.add_counts)
             p.counts[e] = count;
         else if (count)
-            add_atomically(p.counts + e, count);
+            atomic_add(p.counts + e, count);
     }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../core/gpu/fragments.h"
 #include "moe_units.h"
 
 // The experts of 2 to 16 rows of bfloat16 or float16 by matrix instructions: 16 rows of weights times up to 16 rows of
@@ -8,11 +9,11 @@
 
 namespace openmythos::gpu {
 
-constexpr int TILE = 16, UP_WAVES = 4, DOWN_WAVES = 16;
+constexpr int UP_WAVES = 4, DOWN_WAVES = 16;
 constexpr int UP_THREADS = UP_WAVES * WAVE, DOWN_THREADS = DOWN_WAVES * WAVE;
 constexpr int STEPS_AHEAD = 4;  // steps whose loads are in flight together
 
-// STEPS steps of TILE_DEPTH columns from `begin` on. This lane's vectors of MATRICES tiles of weights
+// STEPS steps of VECTOR_K columns from `begin` on. This lane's vectors of MATRICES tiles of weights
 // and of the rows, which ZEROS allows to be null and zero; beyond `width` there is nothing.
 template <class T, bool ZEROS, int MATRICES, int STEPS, bool WHOLE>
 OPENMYTHOS_DEVICE void multiply_steps(float (&acc)[MATRICES][8], const char* const (&weights)[MATRICES][2],
@@ -22,18 +23,18 @@ OPENMYTHOS_DEVICE void multiply_steps(float (&acc)[MATRICES][8], const char* con
     for (int s = 0; s < STEPS; s++) {
 #pragma unroll
         for (int v = 0; v < 2; v++) {
-            const int i = begin + s * TILE_DEPTH + tile_vector_column(v);
+            const int i = begin + s * VECTOR_K + vector_column(v);
             const bool inside = WHOLE || i < width;
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
                 w[s][m][v] = inside ? load_once(weights[m][v] + 2 * int64_t(i)) : Words{};
-            x[s][v] = (!ZEROS || rows[v]) && inside ? load_shared_by_blocks(rows[v] + 2 * int64_t(i)) : Words{};
+            x[s][v] = (!ZEROS || rows[v]) && inside ? load_cached(rows[v] + 2 * int64_t(i)) : Words{};
         }
     }
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) multiply_tiles<T>(acc[m], w[s][m], x[s]);
+        for (int m = 0; m < MATRICES; m++) mma_vectors<T>(acc[m], w[s][m], x[s]);
     }
 }
 
@@ -42,14 +43,14 @@ OPENMYTHOS_DEVICE void multiply_steps(float (&acc)[MATRICES][8], const char* con
 template <class T, bool ZEROS, int WAVES, int MATRICES>
 OPENMYTHOS_DEVICE int multiply_dealt(float (&acc)[MATRICES][8], const char* const (&weights)[MATRICES][2],
                                      const char* const (&rows)[2], int span, int width) {
-    constexpr int SPAN = STEPS_AHEAD * TILE_DEPTH;
+    constexpr int SPAN = STEPS_AHEAD * VECTOR_K;
     const int spans = (width + SPAN - 1) / SPAN;
     for (; span < spans; span += WAVES) {
         const int begin = span * SPAN;
         if (begin + SPAN <= width) {
             multiply_steps<T, ZEROS, MATRICES, STEPS_AHEAD, true>(acc, weights, rows, begin, width);
         } else {
-            for (int i = begin; i < width; i += TILE_DEPTH)
+            for (int i = begin; i < width; i += VECTOR_K)
                 multiply_steps<T, ZEROS, MATRICES, 1, false>(acc, weights, rows, i, width);
         }
     }
@@ -58,7 +59,7 @@ OPENMYTHOS_DEVICE int multiply_dealt(float (&acc)[MATRICES][8], const char* cons
 
 OPENMYTHOS_DEVICE void store_tile(float* tile, const float (&acc)[8]) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) tile[tile_n(i) * TILE + tile_m(i)] = acc[i];
+    for (int i = 0; i < 8; i++) tile[vector_n(i) * TILE + vector_m(i)] = acc[i];
 }
 
 // A block takes 16 hidden units.
@@ -71,7 +72,7 @@ OPENMYTHOS_DEVICE void tiles_up(const MoeParams& p) {
     const char *weights[2][2], *rows[2];
 #pragma unroll
     for (int v = 0; v < 2; v++) {
-        const int row = tile_vector_row(v);
+        const int row = vector_row(v);
         const int64_t unit = hidden.first + row < hidden.width ? hidden.first + row : hidden.width - 1;
         weights[0][v] = static_cast<const char*>(hidden.gate) + 2 * unit * hidden.gate_stride;
         weights[1][v] = static_cast<const char*>(hidden.up) + 2 * unit * hidden.up_stride;
@@ -109,7 +110,7 @@ OPENMYTHOS_DEVICE void tiles_down(const MoeParams& p) {
         const char *weights[1][2], *rows[2];
 #pragma unroll
         for (int v = 0; v < 2; v++) {
-            const int row = tile_vector_row(v);
+            const int row = vector_row(v);
             const int64_t column = first + row < p.d ? first + row : p.d - 1;
             const int64_t offset = act_offset(p, chosen, unit, row);
             weights[0][v] = static_cast<const char*>(down.weights) + 2 * column * down.stride;

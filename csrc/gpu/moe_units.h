@@ -1,6 +1,7 @@
 #pragma once
 
-#include "rows.h"
+#include "../core/gpu/reduce.h"
+#include "../core/gpu/rows.h"
 
 // What one block of each launch works on. The first slot that chose an expert leads: it serves all rows that chose the
 // expert. Routing weights are folded into the activations, so that the second product sums over experts by itself.

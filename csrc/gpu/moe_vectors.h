@@ -19,7 +19,7 @@ struct Vectors {
         Words raw[sizeof(T) / 2];
 #pragma unroll
         for (int j = 0; j < int(sizeof(T) / 2); j++)
-            raw[j] = load_shared_by_blocks(static_cast<const T*>(row) + i + 16 / sizeof(T) * j);
+            raw[j] = load_cached(static_cast<const T*>(row) + i + 16 / sizeof(T) * j);
         unpack<T>(raw, x);
     }
     OPENMYTHOS_DEVICE static void store(void* p, Type, int64_t at, float x) {
@@ -126,7 +126,7 @@ OPENMYTHOS_DEVICE void vectors_down(const MoeParams& p) {
                 if (ROWS > 1 && !(wanted >> r & 1)) continue;
                 float x[VEC];
                 // Addresses of all rows, kept over the steps, would not fit the registers.
-                const int64_t offset = ROWS == 1 ? mine : act_offset(p, chosen, unit, forgotten(r));
+                const int64_t offset = ROWS == 1 ? mine : act_offset(p, chosen, unit, opaque(r));
                 Data::rows(element(p.act, type, offset), type, i, down.width - i, x);
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++) {

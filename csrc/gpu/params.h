@@ -125,16 +125,11 @@ struct MlaParams {
     float scale;                                          // log2(e) is in it
 };
 
-// What block_tiles.h streams through shared memory: numbers of a row in a slab, and slabs of each operand.
-struct Slabs {
-    int depth, stages;
-};
-constexpr Slabs CUDA_SLABS = {64, 3}, HIP_SLABS = {32, 2};  // on AMD registers hold a third one
-
-// Bytes of shared memory for two stages of tiles of DEPTH keys, which is the depth of a slab (block_tiles.h): slabs of
-// keys, their rope part behind, and one of values.
-template <int DEPTH, int DN, int DR, int DV>
-constexpr int MLA_PREFILL_BYTES = 2 * 2 * DEPTH * ((DN + DR + DEPTH - 1) / DEPTH * DEPTH + DV);
+// 16-bit elements of shared memory for two stages of `columns` keys, which is also the width of a shared tile: tiles of
+// keys with their rope part behind, and one of values.
+constexpr int mla_prefill_elements(int columns, int dn, int dr, int dv) {
+    return 2 * columns * ((dn + dr + columns - 1) / columns * columns + dv);
+}
 
 // Attention over keys and values of every head, and what gathers the latent that they are made from.
 struct MlaPrefillParams {

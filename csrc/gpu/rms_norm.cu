@@ -1,4 +1,5 @@
-#include "rows.h"
+#include "../core/gpu/reduce.h"
+#include "../core/gpu/rows.h"
 
 // out = s * rsqrt(mean(s^2) + eps) * weight with s = x + residual; one block a row, which stays in registers.
 
@@ -44,9 +45,9 @@ OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
             // Every block reads the weight, and its type is the same for all: one branch that all threads agree on.
             const char* from =
                 static_cast<const char*>(p.weight) + int64_t(i) * (p.weight_type == Type::float32 ? 4 : 2);
-            Words raw[2] = {load_shared_by_blocks(from), {}};
+            Words raw[2] = {load_cached(from), {}};
             if (p.weight_type == Type::float32) {
-                raw[1] = load_shared_by_blocks(from + 16);
+                raw[1] = load_cached(from + 16);
                 unpack<float>(raw, weight);
             } else if (p.weight_type == Type::bfloat16) {
                 unpack<bf16>(raw, weight);

@@ -1,15 +1,14 @@
-#include <cstdio>
 #include <mutex>
 #include <vector>
 
-#include "driver.h"
 #include "shared_library.h"
+#include "vendor.h"
 
 namespace openmythos::runtime {
 
 namespace {
 
-// The driver's own names and values (CUDA Driver API, stable since CUDA 11).
+// Names and values of the CUDA Driver API, stable since CUDA 11.
 using CUresult = int;
 using CUdevice = int;
 using CUcontext = struct CUctx_st*;
@@ -17,9 +16,9 @@ constexpr int MULTIPROCESSOR_COUNT = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR
 constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
 constexpr int CAPTURE_RELAXED = 2;
 
-class Cuda final : public Driver {
+class CudaDriver final : public Driver {
 public:
-    Cuda() : library_("libcuda.so", {"libcuda.so.1"}) {
+    CudaDriver() : library_("libcuda.so", {"libcuda.so.1"}) {
         library_.find(init_, "cuInit");
         library_.find(driver_version_, "cuDriverGetVersion");
         library_.find(device_get_count_, "cuDeviceGetCount");
@@ -42,8 +41,6 @@ public:
         contexts_ = std::vector<CUcontext>(count);
     }
 
-    const char* vendor() const override { return "cuda"; }
-
     std::string version() const override {
         int version = 0;
         check(driver_version_(&version), "cuDriverGetVersion");
@@ -65,7 +62,7 @@ public:
         return module;
     }
 
-    // Where the driver loads lazily, it is here that it does.
+    // With lazy loading this call is the one that loads the code.
     Function function(int device, Module module, const char* name) const override {
         Current current(*this, device);
         Relaxed relaxed(*this);
@@ -88,10 +85,10 @@ public:
     }
 
 private:
-    // Makes the device's primary context, which is the one torch uses, current for a while.
+    // Makes the device's primary context current while in scope; torch uses the same.
     class Current {
     public:
-        Current(const Cuda& cuda, int device) : cuda_(cuda) {
+        Current(const CudaDriver& cuda, int device) : cuda_(cuda) {
             CUcontext wanted = cuda.context(device), now = nullptr;
             cuda.check(cuda.get_current_(&now), "cuCtxGetCurrent");
             pushed_ = now != wanted;
@@ -105,14 +102,15 @@ private:
         Current& operator=(const Current&) = delete;
 
     private:
-        const Cuda& cuda_;
+        const CudaDriver& cuda_;
         bool pushed_;
     };
 
-    // Loading may allocate, which a capture on this or another thread would forbid. It is no part of the graph.
+    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. Nothing
+    // of it becomes part of the graph.
     class Relaxed {
     public:
-        explicit Relaxed(const Cuda& cuda) : cuda_(cuda) {
+        explicit Relaxed(const CudaDriver& cuda) : cuda_(cuda) {
             if (cuda.exchange_mode_) cuda.check(cuda.exchange_mode_(&mode_), "cuThreadExchangeStreamCaptureMode");
         }
         ~Relaxed() {
@@ -122,8 +120,8 @@ private:
         Relaxed& operator=(const Relaxed&) = delete;
 
     private:
-        const Cuda& cuda_;
-        int mode_ = CAPTURE_RELAXED;  // then what it was before
+        const CudaDriver& cuda_;
+        int mode_ = CAPTURE_RELAXED;  // after the constructor the previous mode
     };
 
     CUcontext context(int device) const {
@@ -177,8 +175,41 @@ private:
     CUresult (*exchange_mode_)(int*);
 };
 
+std::unique_ptr<Driver> open() { return std::make_unique<CudaDriver>(); }
+
+struct Capability {
+    std::string kind;  // "sm_", "compute_"
+    int major = 0, minor = 0;
+    bool exact = false;  // architecture-specific: "sm_90a"
+};
+
+Capability capability(const std::string& arch) {
+    Capability c;
+    size_t digits = arch.find('_');
+    if (digits == std::string::npos) return c;
+    c.kind = arch.substr(0, digits + 1);
+    int number = 0;
+    size_t i = digits + 1;
+    for (; i < arch.size() && arch[i] >= '0' && arch[i] <= '9' && number < 10000; i++)
+        number = 10 * number + arch[i] - '0';
+    c.major = number / 10, c.minor = number % 10, c.exact = i < arch.size();
+    return c;
+}
+
+// Code runs on its own capability and on later minor ones, architecture-specific code ("a") on its own alone, PTX on
+// its own and every later capability.
+int match(const std::string& have, const std::string& want) {
+    if (have == want) return 1000;
+    Capability a = capability(have), b = capability(want);
+    if (b.kind != "sm_" || a.kind.empty()) return 0;
+    if (a.kind == "sm_" && a.exact) return a.major == b.major && a.minor == b.minor ? 1001 : 0;
+    if (a.kind == "sm_") return a.major == b.major && a.minor <= b.minor ? 100 + a.minor : 0;
+    return 10 * a.major + a.minor <= 10 * b.major + b.minor ? 1 : 0;
+}
+
 }  // namespace
 
-std::unique_ptr<Driver> open_cuda() { return std::make_unique<Cuda>(); }
+extern const Vendor CUDA;
+const Vendor CUDA = {gpu::Cuda::NAME, &open, gpu::Cuda::TILES, &match};
 
 }  // namespace openmythos::runtime

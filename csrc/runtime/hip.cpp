@@ -1,8 +1,8 @@
 #include <cstring>
 #include <vector>
 
-#include "driver.h"
 #include "shared_library.h"
+#include "vendor.h"
 
 namespace openmythos::runtime {
 
@@ -10,13 +10,13 @@ namespace {
 
 using hipError = int;
 constexpr int CAPTURE_RELAXED = 2;
-// hipDeviceProp_tR0600 takes less; how much depends on the version.
+// More than any version of hipDeviceProp_tR0600.
 constexpr size_t PROPERTIES_BYTES = 16384;
-constexpr size_t MULTIPROCESSORS_AT = 388, FIRST_FIELD_AFTER_NAME = 256;
+constexpr size_t MULTIPROCESSORS_OFFSET = 388, NAME_BYTES = 256;
 
-class Hip final : public Driver {
+class HipDriver final : public Driver {
 public:
-    Hip()
+    HipDriver()
         : library_("libamdhip64.so",
                    {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so", "/opt/rocm/lib/libamdhip64.so"}) {
         library_.find(init_, "hipInit");
@@ -36,8 +36,6 @@ public:
         check(device_count_(&count_), "hipGetDeviceCount");
     }
 
-    const char* vendor() const override { return "rocm"; }
-
     std::string version() const override {
         int version = 0;
         check(runtime_version_(&version), "hipRuntimeGetVersion");
@@ -51,16 +49,16 @@ public:
         std::vector<char> properties(PROPERTIES_BYTES);
         check(properties_(properties.data(), index), "hipGetDevicePropertiesR0600");
         Device found{"", 0};
-        // The struct grew between versions. Its architecture is the only field that begins with "gfx", so it is found
-        // by its content; the marketing name is skipped.
-        for (size_t i = FIRST_FIELD_AFTER_NAME; i + 4 < properties.size() && found.arch.empty(); i++) {
+        // The offset of the architecture differs between versions, but no other field begins with "gfx". The
+        // marketing name comes first and is skipped.
+        for (size_t i = NAME_BYTES; i + 4 < properties.size() && found.arch.empty(); i++) {
             if (std::memcmp(&properties[i], "gfx", 3) != 0) continue;
             std::string name(&properties[i], strnlen(&properties[i], properties.size() - i));
             found.arch = name.substr(0, name.find(':'));
         }
         if (found.arch.empty()) throw DriverError("hipGetDevicePropertiesR0600 names no gfx architecture");
-        std::memcpy(&found.multiprocessors, &properties[MULTIPROCESSORS_AT], sizeof(int));
-        // Only a hint for how to share out rows.
+        std::memcpy(&found.multiprocessors, &properties[MULTIPROCESSORS_OFFSET], sizeof(int));
+        // An implausible count must not stop us: it only decides how work is split.
         if (found.multiprocessors < 1 || found.multiprocessors > 4096) found.multiprocessors = 32;
         return found;
     }
@@ -81,7 +79,7 @@ public:
         return function;
     }
 
-    // A workgroup may have all 64 KB without asking.
+    // Every kernel may use all 64 KB.
     void allow_shared(int, Function, unsigned) const override {}
 
     void launch(int device, Function function, const Grid& grid, void* stream, const void* params) const override {
@@ -92,9 +90,10 @@ public:
     }
 
 private:
+    // Makes the device current while in scope.
     class Current {
     public:
-        Current(const Hip& hip, int device) : hip_(hip), before_(device) {
+        Current(const HipDriver& hip, int device) : hip_(hip), before_(device) {
             hip.check(hip.get_device_(&before_), "hipGetDevice");
             changed_ = before_ != device;
             if (changed_) hip.check(hip.set_device_(device), "hipSetDevice");
@@ -106,15 +105,16 @@ private:
         Current& operator=(const Current&) = delete;
 
     private:
-        const Hip& hip_;
+        const HipDriver& hip_;
         int before_;
         bool changed_;
     };
 
-    // Loading may allocate, which a capture on this or another thread would forbid. It is no part of the graph.
+    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. Nothing
+    // of it becomes part of the graph.
     class Relaxed {
     public:
-        explicit Relaxed(const Hip& hip) : hip_(hip) {
+        explicit Relaxed(const HipDriver& hip) : hip_(hip) {
             if (hip.exchange_mode_) hip.check(hip.exchange_mode_(&mode_), "hipThreadExchangeStreamCaptureMode");
         }
         ~Relaxed() {
@@ -124,13 +124,13 @@ private:
         Relaxed& operator=(const Relaxed&) = delete;
 
     private:
-        const Hip& hip_;
-        int mode_ = CAPTURE_RELAXED;  // then what it was before
+        const HipDriver& hip_;
+        int mode_ = CAPTURE_RELAXED;  // after the constructor the previous mode
     };
 
     void check(hipError result, const char* call) const {
         if (result == 0) return;
-        // The error is reported here; torch must not find it after its own next launch.
+        // Clears the sticky error, which torch would otherwise report after its own next launch.
         last_error_();
         const char *name = error_name_(result), *text = error_string_(result);
         throw DriverError(std::string(call) + " failed: " + (name ? name : std::to_string(result)) +
@@ -156,8 +156,13 @@ private:
     hipError (*exchange_mode_)(int*);
 };
 
+std::unique_ptr<Driver> open() { return std::make_unique<HipDriver>(); }
+
+int match(const std::string& have, const std::string& want) { return have == want; }
+
 }  // namespace
 
-std::unique_ptr<Driver> open_hip() { return std::make_unique<Hip>(); }
+extern const Vendor ROCM;
+const Vendor ROCM = {gpu::Hip::NAME, &open, gpu::Hip::TILES, &match};
 
 }  // namespace openmythos::runtime

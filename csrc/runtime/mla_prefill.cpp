@@ -21,11 +21,6 @@ constexpr const char* NAMES[gpu::TYPES][HEADS] = {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The depth of a slab is the vendor's; wgmma wants slabs to begin at a multiple of 1024 bytes.
-template <int DEPTH>
-constexpr int BYTES[HEADS] = {gpu::MLA_PREFILL_BYTES<DEPTH, 64, 32, 64>, gpu::MLA_PREFILL_BYTES<DEPTH, 96, 32, 96>,
-                              gpu::MLA_PREFILL_BYTES<DEPTH, 128, 64, 128>};
-
 }  // namespace
 
 gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& p) {
@@ -53,11 +48,12 @@ Launch gather_plan(const gpu::MlaPrefillParams& p) {
     return {"mla_prefill", "openmythos_mla_prefill_gather", {blocks, 1, 1, THREADS, 0}, &p};
 }
 
-Launch plan(const gpu::MlaPrefillParams& p, Type type, bool cuda) {
+Launch plan(const gpu::MlaPrefillParams& p, Type type, const gpu::SharedTiles& tiles) {
     int heads = 0;
     while (heads < HEADS - 1 && MLA_HEADS[heads][0] != p.dn) heads++;
     const unsigned blocks = unsigned(ceil_div(p.t, ROWS) * p.h * p.b);
-    const int shared = cuda ? BYTES<gpu::CUDA_SLABS.depth>[heads] + 1024 : BYTES<gpu::HIP_SLABS.depth>[heads];
+    const auto [dn, dr, dv] = MLA_HEADS[heads];
+    const int shared = tiles.bytes(gpu::mla_prefill_elements(tiles.columns, dn, dr, dv));
     return {"mla_prefill", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
 }
 

@@ -57,7 +57,7 @@ int64_t scratch_bytes(const gpu::MoeGroupedParams& p) {
     return act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * int64_t(p.moe.slots);
 }
 
-MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool cuda) {
+MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, const gpu::SharedTiles& tiles) {
     char* at = static_cast<char*>(scratch);
     const auto cut = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
     p.moe.act = cut(act_bytes(p)), p.y = cut(y_bytes(p));
@@ -72,13 +72,13 @@ MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, bool cuda) {
     }
     p.moe.shared_blocks = int32_t(end);
     const Kernels& kernels = p.moe.x.type == Type::bfloat16 ? BF16 : F16;
-    const auto launch = [&](const char* kernel, int64_t blocks, int64_t threads, unsigned shared) {
-        return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), shared}, &p};
+    const auto launch = [&](const char* kernel, int64_t blocks, int64_t threads, unsigned dynamic) {
+        return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), dynamic}, &p};
     };
-    const unsigned slabs = slab_bytes(2 * BLOCK, cuda);
+    const unsigned shared = unsigned(tiles.pipeline_bytes(2 * BLOCK));
     return {{launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
              launch("openmythos_moe_grouped_place", p.chunks, THREADS, 0),
-             launch(kernels.up, up_blocks(p), THREADS, slabs), launch(kernels.down, down_blocks(p), THREADS, slabs),
+             launch(kernels.up, up_blocks(p), THREADS, shared), launch(kernels.down, down_blocks(p), THREADS, shared),
              launch(kernels.sum, p.moe.rows, std::min(parts(parts(p.moe.d, VEC), 32) * 32, THREADS), 0)}};
 }
 

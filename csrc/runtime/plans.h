@@ -14,12 +14,6 @@ inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 :
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 
-// Dynamic shared memory of block_tiles.h for slabs of so many rows of 16-bit numbers, and what aligning them takes.
-constexpr unsigned slab_bytes(int64_t rows, bool cuda) {
-    const gpu::Slabs slabs = cuda ? gpu::CUDA_SLABS : gpu::HIP_SLABS;
-    return unsigned(rows * slabs.stages * slabs.depth * 2 + (cuda ? 1024 : 0));
-}
-
 // The widest row that a kernel holds in registers.
 constexpr int64_t MAX_WIDTH = 16384;
 // A launch's threads count in 32 bits on AMD.
@@ -59,7 +53,7 @@ struct MoeGroupedPlan {
 // Decides how slots are dealt to blocks; the most blocks of a launch.
 int64_t deal(gpu::MoeGroupedParams& params);
 int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
-MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, bool cuda);
+MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, const gpu::SharedTiles& tiles);
 
 // Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
@@ -70,6 +64,6 @@ MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
 gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
 int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
 Launch gather_plan(const gpu::MlaPrefillParams& params);
-Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, bool cuda);
+Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, const gpu::SharedTiles& tiles);
 
 }  // namespace openmythos::runtime

@@ -9,7 +9,8 @@ namespace openmythos::runtime {
 
 namespace {
 
-constexpr unsigned SHARED_WITHOUT_ASKING = 48 * 1024;
+// Dynamic shared memory that a CUDA kernel may use without a higher limit.
+constexpr unsigned DEFAULT_SHARED_LIMIT = 48 * 1024;
 
 std::string name_of(int device) { return "cuda:" + std::to_string(device); }
 
@@ -25,15 +26,15 @@ std::string text(const Launch& launch) {
 Runtime::Runtime(const std::string& folder) : folder_(folder) {
     try {
         manifest_ = Manifest::read(folder);
-        driver_ = manifest_.vendor == "cuda" ? open_cuda() : open_hip();
+        driver_ = manifest_.vendor->open_driver();
         devices_.resize(driver_->device_count());
     } catch (const std::exception& error) {
-        broken_ = error.what();
+        error_ = error.what();
     }
 }
 
 Runtime::PerDevice& Runtime::device(int index) const {
-    if (!broken_.empty()) throw std::runtime_error(broken_);
+    if (!error_.empty()) throw std::runtime_error(error_);
     if (index < 0 || index >= int(devices_.size()))
         throw std::runtime_error("the driver shows " + std::to_string(devices_.size()) + " devices, and not " +
                                  name_of(index));
@@ -44,7 +45,7 @@ Runtime::PerDevice& Runtime::device(int index) const {
     std::unique_lock<std::shared_mutex> lock(mutex_);
     if (!devices_[index]) {
         auto found = std::make_unique<PerDevice>();
-        found->facts = driver_->device(index);
+        found->info = driver_->device(index);
         devices_[index] = std::move(found);
     }
     return *devices_[index];
@@ -52,7 +53,7 @@ Runtime::PerDevice& Runtime::device(int index) const {
 
 std::string Runtime::why_not(int index) const {
     try {
-        const std::string arch = device(index).facts.arch;
+        const std::string arch = device(index).info.arch;
         for (const CodeObject& object : manifest_.objects)
             if (!manifest_.find(object.op, arch))
                 return "this build has GPU code for " + manifest_.archs() + ", and " + name_of(index) + " is " + arch +
@@ -64,11 +65,11 @@ std::string Runtime::why_not(int index) const {
 }
 
 std::string Runtime::describe() const {
-    if (!broken_.empty()) return broken_;
-    return manifest_.vendor + " " + manifest_.toolkit + ", code objects for " + manifest_.archs();
+    if (!error_.empty()) return error_;
+    return std::string(manifest_.vendor->name) + " " + manifest_.toolkit + ", code objects for " + manifest_.archs();
 }
 
-int Runtime::multiprocessors(int index) { return device(index).facts.multiprocessors; }
+int Runtime::multiprocessors(int index) { return device(index).info.multiprocessors; }
 
 std::string Runtime::read(const CodeObject& object) const {
     std::string path = folder_ + "/" + object.file;
@@ -91,9 +92,9 @@ Runtime::Kernel Runtime::kernel(const Launch& launch, int index) {
     std::unique_lock<std::shared_mutex> lock(mutex_);
     auto found = on.kernels.find(launch.kernel);
     if (found == on.kernels.end()) {
-        const CodeObject* object = manifest_.find(launch.op, on.facts.arch);
+        const CodeObject* object = manifest_.find(launch.op, on.info.arch);
         if (!object)
-            throw std::runtime_error("this build has no code of " + std::string(launch.op) + " for " + on.facts.arch +
+            throw std::runtime_error("this build has no code of " + std::string(launch.op) + " for " + on.info.arch +
                                      ", only for " + manifest_.archs());
         Module& module = on.modules[launch.op];
         if (!module) {
@@ -102,10 +103,11 @@ Runtime::Kernel Runtime::kernel(const Launch& launch, int index) {
                 module = driver_->load(index, image.c_str());
             } catch (const DriverError& error) {
                 throw DriverError(object->file + " does not load: " + error.what() + "; it was made with " +
-                                  manifest_.vendor + " " + manifest_.toolkit + ", and here is " + driver_->version());
+                                  manifest_.vendor->name + " " + manifest_.toolkit + ", and here is " +
+                                  driver_->version());
             }
         }
-        Kernel kernel{driver_->function(index, module, launch.kernel), SHARED_WITHOUT_ASKING};
+        Kernel kernel{driver_->function(index, module, launch.kernel), DEFAULT_SHARED_LIMIT};
         found = on.kernels.emplace(launch.kernel, kernel).first;
     }
     if (launch.grid.shared > found->second.shared_allowed) {
@@ -121,7 +123,7 @@ void Runtime::launch(const Launch& launch, int index, void* stream) {
         driver_->launch(index, found.function, launch.grid, stream, launch.params);
     } catch (const std::exception& error) {
         std::string arch = index >= 0 && index < int(devices_.size()) && devices_[index]
-                               ? " (" + devices_[index]->facts.arch + ")"
+                               ? " (" + devices_[index]->info.arch + ")"
                                : "";
         throw std::runtime_error("openmythos could not launch " + text(launch) + " on " + name_of(index) + arch + ": " +
                                  error.what() + ".");

@@ -7,32 +7,32 @@
 #include <unordered_map>
 #include <vector>
 
-#include "driver.h"
 #include "manifest.h"
+#include "vendor.h"
 
 namespace openmythos::runtime {
 
-// One launch of a kernel: everything but where.
+// One launch of a kernel, without device and stream.
 struct Launch {
-    const char* op;      // whose code object the kernel is in
-    const char* kernel;  // a string literal
+    const char* op;  // names the code object
+    const char* kernel;
     Grid grid;
-    const void* params;  // the kernel's one argument
+    const void* params;  // the kernel's only argument; must outlive the call of Runtime::launch
 };
 
-// The code objects of one folder on the devices of one driver. Modules and functions are loaded when first needed and
-// kept. Any thread may call anything.
+// Launches the kernels of one folder of code objects. Modules and functions are loaded at first use and kept. Thread
+// safe.
 class Runtime {
 public:
-    // Never throws: what is wrong is said by why_not and launch.
+    // Does not throw: why_not() and launch() report what is wrong.
     explicit Runtime(const std::string& folder);
 
-    // Why nothing can run on the device, in a sentence, or "".
+    // Why nothing can run on the device, or "".
     std::string why_not(int device) const;
     std::string describe() const;
     int multiprocessors(int device);
-    // Whether the code objects are CUDA's; otherwise they are ROCm's.
-    bool is_cuda() const { return manifest_.vendor == "cuda"; }
+    // Of the device code. Without code objects any will do: launch() throws.
+    const gpu::SharedTiles& tiles() const { return (manifest_.vendor ? manifest_.vendor : vendors().front())->tiles; }
     void launch(const Launch& launch, int device, void* stream);
 
 private:
@@ -41,7 +41,7 @@ private:
         unsigned shared_allowed;
     };
     struct PerDevice {
-        Device facts;
+        Device info;
         std::unordered_map<std::string, Module> modules;
         std::unordered_map<std::string, Kernel> kernels;
     };
@@ -50,7 +50,7 @@ private:
     Kernel kernel(const Launch& launch, int index);
     std::string read(const CodeObject& object) const;
 
-    std::string folder_, broken_;
+    std::string folder_, error_;
     Manifest manifest_;
     std::unique_ptr<Driver> driver_;
     mutable std::shared_mutex mutex_;

@@ -1,42 +1,42 @@
-// Multiplies two blocks of rows with csrc/gpu/block_tiles.h as CUDA sees it, instructions replaced by their
-// definitions, and compares with a plain product. The depth is no multiple of a slab's.
+// Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, instructions replaced by their definitions,
+// and compares with a plain product. The depth is not a multiple of a tile's.
 
 #include "cuda_host.h"
 
-#include "gpu/block_tiles.h"
+#include "core/gpu/block_product.h"
 
 using namespace openmythos::gpu;
 
 constexpr int ROWS = 128, THREADS = 256, DEEP = 200, PIECES = 2 * ROWS * CHUNKS / THREADS;
-using Shape = Block<ROWS, ROWS, THREADS / WAVE, 4>;
+using Shape = BlockShape<ROWS, ROWS, THREADS / WAVE, 4>;
 
 static uint16_t operands[2 * ROWS][DEEP];
 static float product[ROWS][ROWS];
 
 static void multiply_blocks() {
-    uint16_t* shared = slabs();
-    Sum sums[Shape::M][Shape::N] = {};
-    Carried<PIECES> pieces;
+    uint16_t* shared = shared_tiles();
+    Accumulator sums[Shape::M][Shape::N] = {};
+    AsyncCopy<PIECES> pieces;
     const auto at = [&](int i, int stage) {
         const int x = i * THREADS + thread_index();
-        return shared + stage * 2 * ROWS * DEPTH + slab_at(x / CHUNKS, x % CHUNKS);
+        return shared + stage * 2 * ROWS * BLOCK_K + swizzled(x / CHUNKS, x % CHUNKS);
     };
     const auto begin = [&](int step, int stage) {
         for (int i = 0; i < PIECES; i++) {
-            const int x = i * THREADS + thread_index(), column = step * DEPTH + x % CHUNKS * CHUNK;
+            const int x = i * THREADS + thread_index(), column = step * BLOCK_K + x % CHUNKS * CHUNK;
             const bool inside = column < DEEP;
-            pieces.begin(i, at(i, stage), &operands[x / CHUNKS][inside ? column : 0], inside);
+            pieces.issue(i, at(i, stage), &operands[x / CHUNKS][inside ? column : 0], inside);
         }
     };
-    stream_slabs((DEEP + DEPTH - 1) / DEPTH, begin, [](int) {},
-                 [&](int stage) {
-                     const uint16_t* slab = shared + stage * 2 * ROWS * DEPTH;
-                     multiply_slab<bf16, Shape>(sums, slab, slab + ROWS * DEPTH);
-                 });
+    pipeline((DEEP + BLOCK_K - 1) / BLOCK_K, begin, [](int) {},
+             [&](int stage) {
+                 const uint16_t* tiles = shared + stage * 2 * ROWS * BLOCK_K;
+                 multiply_tiles<bf16, Shape>(sums, tiles, tiles + ROWS * BLOCK_K);
+             });
     for (int m = 0; m < Shape::M; m++)
         for (int n = 0; n < Shape::N; n++)
             for (int i = 0; i < 8; i++)
-                product[Shape::row(m) + sum_row(i)][Shape::column(n) + sum_column(i)] = sums[m][n].x[i];
+                product[Shape::row(m) + accumulator_row(i)][Shape::column(n) + accumulator_column(i)] = sums[m][n].x[i];
 }
 
 int main() {

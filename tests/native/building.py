@@ -18,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 CACHE = ROOT / "build" / "tests-native"
 RUNTIME = sorted(path for path in (ROOT / "csrc" / "runtime").glob("*.cpp") if path.name != "stream.cpp")
-HEADERS = sorted(
-    [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "runtime").glob("*.h"), *(ROOT / "csrc").glob("*/*.h")]
-)
+HEADERS = sorted((ROOT / "csrc").rglob("*.h"))
 GXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -101,7 +99,7 @@ def runtime_library() -> Path:
 
 
 def sanitized_program(sanitizer: str) -> Path:
-    """A program that puts the launcher through its paces, built with a sanitizer."""
+    """A program that stresses the launcher, built with a sanitizer."""
     flags = (
         "-std=c++20",
         "-O1",
@@ -110,7 +108,7 @@ def sanitized_program(sanitizer: str) -> Path:
         "-fno-sanitize-recover=all",
         "-fno-omit-frame-pointer",
     )
-    return _compile("paces", [HERE / "paces.cpp", HERE / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
+    return _compile("stress", [HERE / "stress.cpp", HERE / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
 
 
 def fake_ops() -> Path:
@@ -126,10 +124,9 @@ def fake_ops() -> Path:
 
 
 def device_object(op: str, arch: str) -> tuple[Path, str]:
-    """The code object of csrc/gpu/op.cu for the architecture, and what the compiler said (ptxas: what kernels use)."""
+    """The code object of op.cu for the architecture, and the compiler's output."""
     tools = compiler_for(arch)
-    source = device_code.GPU / f"{op}.cu"
-    headers = [ROOT / "csrc" / "compat.h", *sorted(device_code.GPU.glob("*.h"))]
+    source = device_code.sources()[op]
     name = f"{op}.{arch}.{device_code.suffix(arch)}"
 
     def make(path: Path) -> None:
@@ -137,5 +134,5 @@ def device_object(op: str, arch: str) -> tuple[Path, str]:
         path.with_name("said.txt").write_text(said, encoding="utf-8")
 
     command = device_code.command(tools.compiler, Path(op), arch, Path("out"))
-    made = _cached(name, [source, *headers], " ".join(command), make)
+    made = _cached(name, [source, *device_code.headers()], " ".join(command), make)
     return made, made.with_name("said.txt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-// The kernels of one file of csrc/gpu, as cuda_host.py rewrote it, and what launches them.
+// The kernels of one .cu file, as cuda_host.py rewrote it, and a function that launches them.
 
 #include "cuda_host.h"
 

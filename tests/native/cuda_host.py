@@ -1,4 +1,4 @@
-"""CUDA kernels of csrc/gpu as a C++ compiler understands them, run on the CPU: values without a GPU.
+"""CUDA kernels compiled by a C++ compiler and run on the CPU: values without a GPU.
 
 What is compiled is the source that nvcc reads, with each instruction written in PTX replaced by a call of its
 definition in `cuda_host.h`. Neither ptxas nor a GPU's memory order is in this.
@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.native import building
 from tests.native.emulated import Emulated
 from tests.native.fake import FakeOps
+from tools import device_code
 
 # By what an instruction's text begins with; the names are those of the C++ around it.
 INSTRUCTIONS = {
@@ -27,7 +28,7 @@ INSTRUCTIONS = {
     "{.reg .u64 t; cvta.to.shared": "y = host::shared_address(p)",
     "cp.async.cg.shared.global": "host::copy_async(at, from, bytes)",
     "cp.async.commit_group": "host::close_group()",
-    "cp.async.wait_group": "host::wait_for_groups(LEFT)",
+    "cp.async.wait_group": "host::wait_for_groups(PENDING)",
     "fence.proxy.async": "(void)0",  # what follows is a barrier
     "ldmatrix.sync.aligned.m8n8.x4": "host::ldmatrix(x.w, at)",
     "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma": "host::wgmma(sums, a, b, type[0] == 'b')",
@@ -75,24 +76,24 @@ def translated(text: str) -> str:
 
 
 def sources(*ops: str) -> list[Path]:
-    """The headers of csrc/gpu, and these ops."""
-    gpu = building.ROOT / "csrc" / "gpu"
-    return [building.ROOT / "csrc" / "compat.h", *sorted(gpu.glob("*.h")), *(gpu / f"{op}.cu" for op in ops)]
+    """The headers of device code, and these ops."""
+    return [*device_code.headers(), *(device_code.sources()[op] for op in ops)]
 
 
 def translate(folder: Path, *ops: str) -> None:
     """Write the translated sources into a folder, laid out as csrc is."""
     for source in sources(*ops):
-        to = folder / source.relative_to(building.ROOT / "csrc")
+        to = folder / source.relative_to(device_code.CSRC)
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(translated(source.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def library(op: str, hopper: bool = False) -> Path:
-    """The kernels of csrc/gpu/op.cu and `host_launch` as a library; `hopper`: as for sm_90a, which has wgmma."""
+    """The kernels of op.cu and `host_launch` as a library; `hopper`: as for sm_90a, which has wgmma."""
     shims = [building.HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "cuda_host.py")]
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-mfma", "-Wno-unknown-pragmas")
-    flags += (f'-DSOURCE="gpu/{op}.cu"', f"-DPARAMS={PARAMS[op]}", *((HOPPER,) if hopper else ()))
+    source = device_code.sources()[op].relative_to(device_code.CSRC)
+    flags += (f'-DSOURCE="{source}"', f"-DPARAMS={PARAMS[op]}", *((HOPPER,) if hopper else ()))
 
     def make(path: Path) -> None:
         translate(path.parent / "csrc", op)

@@ -1,5 +1,5 @@
-// Runs multiply_tiles of csrc/compat.h as CUDA sees it, lane after lane, with the instruction replaced by its
-// definition in the PTX manual (m16n8k16, figures of the fragments), and compares with a plain product.
+// Runs mma_vectors of core/gpu/cuda/mma.h lane after lane, with the instruction replaced by its definition in the PTX
+// manual (m16n8k16, figures of the fragments), and compares with a plain product.
 
 #include <cmath>
 #include <cstdint>
@@ -14,6 +14,7 @@ struct Index {
     unsigned x = 0, y = 0, z = 0;
 } threadIdx, blockDim, blockIdx;
 inline void __syncthreads() {}
+inline void __syncwarp() {}
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline unsigned __ballot_sync(unsigned, bool) { return 0; }
 inline void atomicAdd(int*, int) {}
@@ -32,7 +33,7 @@ static void record(float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
     given[threadIdx.x].push_back({c, {a0, a1, a2, a3}, {b0, b1}});
 }
 
-#include "compat.h"
+#include "core/gpu/fragments.h"
 
 using namespace openmythos::gpu;
 
@@ -52,7 +53,7 @@ static float b_of(size_t call, int k, int n) { return half(given[n * 4 + k % 8 /
 
 int main() {
     // Small whole numbers: exact in bf16, and in every order of summation.
-    float a[16][TILE_DEPTH], b[16][TILE_DEPTH];
+    float a[16][VECTOR_K], b[16][VECTOR_K];
     unsigned state = 1;
     for (auto* matrix : {&a, &b})
         for (auto& row : *matrix)
@@ -62,7 +63,7 @@ int main() {
         Words words[2][2] = {};
         for (int v = 0; v < 2; v++) {
             for (int j = 0; j < 8; j++) {
-                int row = tile_vector_row(v), column = tile_vector_column(v) + j;
+                int row = vector_row(v), column = vector_column(v) + j;
                 float of[2] = {a[row][column], b[row][column]};
                 for (int m = 0; m < 2; m++) {
                     uint32_t bits;
@@ -71,7 +72,7 @@ int main() {
                 }
             }
         }
-        multiply_tiles<bf16>(acc[threadIdx.x], words[0], words[1]);
+        mma_vectors<bf16>(acc[threadIdx.x], words[0], words[1]);
     }
     for (size_t call = 0; call < given[0].size(); call++) {
         for (int lane = 0; lane < 32; lane++) {
@@ -85,9 +86,9 @@ int main() {
     bool written[16][16] = {};
     for (threadIdx.x = 0; threadIdx.x < 32; threadIdx.x++) {
         for (int i = 0; i < 8; i++) {
-            int m = tile_m(i), n = tile_n(i);
+            int m = vector_m(i), n = vector_n(i);
             float want = 0.f;
-            for (int k = 0; k < TILE_DEPTH; k++) want += a[m][k] * b[n][k];
+            for (int k = 0; k < VECTOR_K; k++) want += a[m][k] * b[n][k];
             wrong += acc[threadIdx.x][i] != want;
             seen += !written[m][n], written[m][n] = true;
         }

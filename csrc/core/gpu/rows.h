@@ -1,9 +1,9 @@
 #pragma once
 
-#include "../compat.h"
-#include "params.h"
+#include "../../gpu/params.h"
+#include "vendor.h"
 
-// Rows of any storage type as float32, eight columns a thread.
+// Rows of any storage type, loaded and stored as float32, eight columns per thread.
 
 namespace openmythos::gpu {
 
@@ -35,7 +35,7 @@ OPENMYTHOS_DEVICE void pack(const float (&x)[VEC], Words* raw) {
     }
 }
 
-// Eight aligned elements that this block reads once.
+// Eight elements at a 16-byte aligned address that this block reads once.
 template <class T>
 OPENMYTHOS_DEVICE void load_vector(const T* p, float (&x)[VEC]) {
     Words raw[sizeof(T) / 2];
@@ -44,9 +44,9 @@ OPENMYTHOS_DEVICE void load_vector(const T* p, float (&x)[VEC]) {
     unpack<T>(raw, x);
 }
 
-// Eight aligned floats that other blocks read too.
+// Eight floats of a parameter that every block reads.
 OPENMYTHOS_DEVICE void load_parameters(const float* p, float (&x)[VEC]) {
-    Words raw[2] = {load_shared_by_blocks(p), load_shared_by_blocks(p + 4)};
+    Words raw[2] = {load_cached(p), load_cached(p + 4)};
     unpack<float>(raw, x);
 }
 
@@ -58,7 +58,7 @@ OPENMYTHOS_DEVICE void store_vector(T* p, const float (&x)[VEC]) {
     for (int i = 0; i < int(sizeof(T) / 2); i++) store_words(reinterpret_cast<char*>(p) + 16 * i, raw[i]);
 }
 
-// A row whose type is known when compiling: every row begins at 16 bytes and d is a multiple of VEC.
+// A row of a type known at compile time; rows are 16-byte aligned and d is a multiple of VEC.
 template <class T>
 struct FastRow {
     T* p;
@@ -76,9 +76,9 @@ template <class T>
 struct AsFast<AnyRow, T> {
     using type = AnyRow;
 };
-// Rows of T, read with vectors where Row is.
+// Rows of T, vectorised where Row is.
 template <class Row, class T>
-using Either = typename AsFast<Row, T>::type;
+using RowOf = typename AsFast<Row, T>::type;
 
 OPENMYTHOS_DEVICE float load_any(const void* p, Type type, int64_t i) {
     if (type == Type::float32) return static_cast<const float*>(p)[i];
@@ -93,10 +93,10 @@ OPENMYTHOS_DEVICE void store_any(void* p, Type type, int64_t i, float x) {
         static_cast<uint16_t*>(p)[i] = type == Type::bfloat16 ? from_float<bf16>(x).bits : from_float<f16>(x).bits;
 }
 
-OPENMYTHOS_DEVICE float keep(bool wanted, float x) { return wanted ? x : 0.f; }
+OPENMYTHOS_DEVICE float or_zero(bool valid, float x) { return valid ? x : 0.f; }
 
-// A row of any type, alignment and width; past its end it reads its first element again, which costs no branch.
-// `left` columns from i on exist.
+// A row of any type, alignment and width. `left` is the number of columns from i to its end; lanes beyond it read
+// column i again, which needs no branch.
 struct AnyRow {
     void* p;
     Type type;
@@ -104,43 +104,27 @@ struct AnyRow {
         return {static_cast<char*>(x.data) + n * x.stride * (x.type == Type::float32 ? 4 : 2), x.type};
     }
     OPENMYTHOS_DEVICE void load(int i, int left, float (&x)[VEC]) const {
-        left = forgotten(left);
+        left = opaque(left);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) x[j] = keep(j < left, load_any(p, type, i + (j < left ? j : 0)));
+        for (int j = 0; j < VEC; j++) x[j] = or_zero(j < left, load_any(p, type, i + (j < left ? j : 0)));
     }
     OPENMYTHOS_DEVICE void store(int i, int left, const float (&x)[VEC]) const {
-        left = forgotten(left);
+        left = opaque(left);
 #pragma unroll
         for (int j = 0; j < VEC; j++)
             if (j < left) store_any(p, type, i + j, x[j]);
     }
 };
 
-// Parameters in float32, for either kind of row.
+// Eight floats of a parameter, for either kind of row.
 template <class Row>
 OPENMYTHOS_DEVICE void load_floats(const float* p, int i, int left, float (&x)[VEC]) {
     if constexpr (__is_same(Row, AnyRow)) {
-        left = forgotten(left);
+        left = opaque(left);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) x[j] = keep(j < left, p[i + (j < left ? j : 0)]);
+        for (int j = 0; j < VEC; j++) x[j] = or_zero(j < left, p[i + (j < left ? j : 0)]);
     } else {
         load_parameters(p + i, x);
-    }
-}
-
-// The sum over the block of each of COUNT values, in every thread. `scratch` holds COUNT floats for each wave; the
-// barrier before its next use is the caller's.
-template <int COUNT>
-OPENMYTHOS_DEVICE void block_sums(float (&values)[COUNT], float* scratch) {
-    const int waves = (block_threads() + WAVE - 1) / WAVE;
-    float sum = wave_sums(values);
-    if (lane_index() % (WAVE / COUNT) == 0) scratch[wave_index() * COUNT + lane_index() / (WAVE / COUNT)] = sum;
-    sync_block();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) values[i] = 0.f;
-    for (int w = 0; w < waves; w++) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) values[i] += scratch[w * COUNT + i];
     }
 }
 
