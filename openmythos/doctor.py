@@ -156,13 +156,10 @@ def _decisions() -> list[dict[str, object]]:
     records = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for dtype in DTYPES:
-            for call, (tokens, past) in CALLS.items():
-                arguments = samples(dtype, device, tokens, past)
-                for op in dispatch.ops():
-                    if op not in arguments:
-                        continue
-                    answer = _ask(lambda op=op, args=arguments[op]: dispatch.explain(op, *args))
-                    record = {"device": device, "op": op, "dtype": str(dtype).removeprefix("torch."), "call": call}
+            for size, (tokens, past) in CALLS.items():
+                for op, call in sorted(samples(dtype, device, tokens, past).items()):
+                    answer = _ask(lambda op=op, call=call: dispatch.explain(op, call))
+                    record = {"device": device, "op": op, "dtype": str(dtype).removeprefix("torch."), "call": size}
                     records.append(record | _decision(answer))
     return records
 

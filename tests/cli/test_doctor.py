@@ -25,21 +25,16 @@ CASES = [
 ]
 
 
-def _run(op: str, arguments: tuple) -> object:
-    call = dispatch.builder(op)(*arguments)
-    return dispatch.select(op, "cpu", call)(call)
-
-
 def test_every_op_has_a_sample() -> None:
     assert sorted(samples(torch.float32, "cpu", 1, 4)) == dispatch.ops()
 
 
 @pytest.mark.parametrize(("dtype", "tokens", "past"), CASES)
 def test_the_backend_named_is_the_one_that_serves(dtype: torch.dtype, tokens: int, past: int) -> None:
-    for op, arguments in samples(dtype, "cpu", tokens, past).items():
-        named = [choice.backend for choice in dispatch.explain(op, *arguments) if choice.chosen]
+    for op, call in samples(dtype, "cpu", tokens, past).items():
+        named = [choice.backend for choice in dispatch.explain(op, call) if choice.chosen]
         with dispatch.record() as served:
-            results = _run(op, arguments)
+            results = dispatch.select(op, "cpu", call)(call)
         # the op itself comes first; one that is put together from others records them after it
         assert next(iter(served)) == (op, named[0]), op
         # the reference of experts beside shared ones dispatches the routed experts on their own
@@ -80,7 +75,7 @@ def test_forced_backend_without_rows_serves_nothing() -> None:
     with dispatch.use_backend("triton"):
         records = [record for record in doctor._decisions() if record["device"] == "cpu"]
         with pytest.raises(dispatch.BackendError, match="serves no op on cpu"):
-            dispatch.select("rope", "cpu", dispatch.builder("rope")(*samples(torch.float32, "cpu", 1, 4)["rope"]))
+            dispatch.select("rope", "cpu", samples(torch.float32, "cpu", 1, 4)["rope"])
     assert {record["chosen"] for record in records} == {None}
     reasons = {reason for record in records for reason in record["rejected"].values()}
     assert reasons == {"'triton' was selected and serves no op on cpu, so the call raises"}

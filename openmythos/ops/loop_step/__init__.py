@@ -27,6 +27,12 @@ class LoopParams(NamedTuple):
     norm_w: torch.Tensor | None
 
 
+def param_shapes(width: int, rank: int, loops: int) -> LoopParams:
+    """The shape of every parameter for rows of `width` columns, LoRA matrices of `rank` and a scale for `loops` loops."""
+    vector, low = (width,), (rank, width)
+    return LoopParams(vector, vector, low, (loops, rank), low, vector, (1,), vector)
+
+
 class LoopStep(NamedTuple):
     """h, e, block_out and h_out (N, D), cum_p (N), the fields of LoopParams, and the rows' loop.
 
@@ -176,8 +182,8 @@ def _autograd(ctx, grad_h, grad_out, grad_p, grad_next):
 autograd("loop_step", _setup, _autograd)
 
 
-def _check(call: LoopStep | LoopStepInPlace) -> None:
-    """Shapes and the state's dtypes. It runs before every launch, so texts are made for an error only."""
+def _check(call: LoopStep | LoopStepInPlace, params: LoopParams) -> None:
+    """Shapes and the state's dtypes. It runs before every launch, so it formats text for an error only."""
     shape = call.h.shape
     if len(shape) != 2:
         raise ValueError(f"h {tuple(shape)}: must be (N, D)")
@@ -190,20 +196,10 @@ def _check(call: LoopStep | LoopStepInPlace) -> None:
     state = call.h_out.dtype
     if state not in _STATES or call.cum_p.dtype != state:
         raise ValueError(f"h_out {state}, cum_p {call.cum_p.dtype}: the ACT state must be float32 (or both float64)")
-    low = call.lora_down.shape
-    if len(low) != 2 or low[1] != width:
-        raise ValueError(f"lora_down {tuple(low)}: must be (r, D) with D={width}")
-    scale = call.lora_scale.shape
-    if len(scale) != 2 or scale[1] != low[0]:
-        raise ValueError(f"lora_scale {tuple(scale)}: must be (L, r) with r={low[0]}")
-    if call.lora_b.shape != low:
-        raise ValueError(f"lora_b {tuple(call.lora_b.shape)}: must be (r, D)={tuple(low)}")
-    vector = (width,)
-    for name, value in (("A", call.A), ("B", call.B), ("halt_w", call.halt_w), ("norm_w", call.norm_w)):
-        if value is not None and value.shape != vector:
-            raise ValueError(f"{name} {tuple(value.shape)}: must be (D)={vector}")
-    if call.halt_b.shape != (1,):
-        raise ValueError(f"halt_b {tuple(call.halt_b.shape)}: must be (1,)")
+    shapes = param_shapes(width, params.lora_down.shape[0], params.lora_scale.shape[0])
+    for name, value, expected in zip(LoopParams._fields, params, shapes, strict=True):
+        if value is not None and value.shape != expected:
+            raise ValueError(f"{name} {tuple(value.shape)}: must be {expected}")
     if call.t_rows is not None:
         if call.t_rows.shape != (rows,) or call.t_rows.is_floating_point():
             raise ValueError(f"t {tuple(call.t_rows.shape)} {call.t_rows.dtype}: must be integers (N)=({rows},)")
@@ -247,7 +243,7 @@ def loop_step(
         ValueError: when shapes or the state's dtype do not agree, or t is negative.
     """
     call = LoopStep(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim)
-    _check(call)
+    _check(call, params)
     if device := direct(h):
         return dispatch.select("loop_step", device, call)(call)
     return torch.ops.openmythos.loop_step(*call)
@@ -276,7 +272,7 @@ def loop_step_(
         ValueError: as loop_step, and when exactly one of norm_w and x_next is given.
     """
     call = LoopStepInPlace(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim, x_next)
-    _check(call)
+    _check(call, params)
     if (x_next is None) != (call.norm_w is None):
         raise ValueError("x_next and norm_w: give both, or neither on the last loop")
     if x_next is not None and x_next.shape != h.shape:
