@@ -28,7 +28,7 @@ class LoopParams(NamedTuple):
 
 
 def param_shapes(width: int, rank: int, loops: int) -> LoopParams:
-    """The shape of every parameter for rows of `width` columns, LoRA matrices of `rank` and a scale for `loops` loops."""
+    """The shape of every parameter: rows of `width` columns, LoRA matrices of `rank`, a scale for `loops` loops."""
     vector, low = (width,), (rank, width)
     return LoopParams(vector, vector, low, (loops, rank), low, vector, (1,), vector)
 
