@@ -104,7 +104,7 @@ class Models:
     def cache(self, batch: int, tokens: int, loops: int) -> KVCache:
         """A cache that holds random rows: what attention costs does not depend on them."""
         cfg, cache = self.cfg, KVCache(self.cfg.max_seq_len)
-        layout = self.ours.recurrent.block.attn._layout()
+        layout = self.ours.recurrent.block.attn.layout
         keys = self.ours.cache_keys(loops)
         cache.reserve_slots(len(keys))
         rows = torch.randn(batch, tokens, sum(layout.widths), device=self.device).to(DTYPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openmythos import backends as _backends  # noqa: F401  (fills the dispatch table)
+from openmythos.acceleration import accelerate
 from openmythos.cache import KVCache
 from openmythos.config import (
     MythosConfig,
@@ -15,6 +16,7 @@ from openmythos.config import (
     mythos_500b,
 )
 from openmythos.dispatch import BackendError, explain, record, use_backend
+from openmythos.engine import generate, stream
 from openmythos.io import load, load_training_checkpoint, save
 from openmythos.nn import (
     ACTHalting,
@@ -24,6 +26,7 @@ from openmythos.nn import (
     LTIInjection,
     MLAttention,
     MoEFFN,
+    Observation,
     OpenMythos,
     RecurrentBlock,
     RMSNorm,
@@ -31,12 +34,15 @@ from openmythos.nn import (
     apply_rope,
     explain_module,
     loop_index_embedding,
+    observe,
     precompute_rope_freqs,
 )
-from openmythos.patch import accelerate
 from openmythos.tokenizer import MythosTokenizer
 
 __version__ = "0.1.0"
+
+# Upstream's methods of the model belong to the engine, which imports nn; nn does not import the engine.
+OpenMythos.generate, OpenMythos.stream = generate, stream
 
 __all__ = [
     "ACTHalting",
@@ -50,6 +56,7 @@ __all__ = [
     "MoEFFN",
     "MythosConfig",
     "MythosTokenizer",
+    "Observation",
     "OpenMythos",
     "RMSNorm",
     "RecurrentBlock",
@@ -68,6 +75,7 @@ __all__ = [
     "mythos_50b",
     "mythos_100b",
     "mythos_500b",
+    "observe",
     "precompute_rope_freqs",
     "record",
     "save",

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from openmythos import KVCache
+from openmythos.acceleration import accelerate
 from openmythos.demo.progress import Progress
-from openmythos.patch import accelerate
 
 SEED = 0
 # The shape of mythos_1b with every width divided by four or eight, its 64 experts and 16 loops kept.

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from openmythos.config import MythosConfig
-from openmythos.io import training
+from openmythos.io import upstream_checkpoint
 from openmythos.io.folder import current
 from openmythos.io.weights import Info, Source, build, check_target
 from openmythos.io.writing import CONFIG, DTYPE_NAMES, FORMAT_VERSION, INDEX, SINGLE
@@ -44,8 +44,8 @@ def load(
     path = Path(folder_or_file)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
-    if path.is_file() and training.is_torch_file(path):
-        return training.load_training_checkpoint(
+    if path.is_file() and upstream_checkpoint.is_torch_file(path):
+        return upstream_checkpoint.load_training_checkpoint(
             path, dtype=dtype, device=device, config=config, strict=strict, progress=progress
         )
     folder = path if path.is_dir() else path.parent

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from openmythos import ops
+from openmythos.cache import Rows
 from openmythos.config import MythosConfig
+from openmythos.nn import pieces
 from openmythos.nn.experts import Expert
+from openmythos.nn.fusion import fusable, is_exactly, is_unmodified
 from openmythos.nn.gqa import GQAttention
-from openmythos.nn.mask import CausalMask, Mask
+from openmythos.nn.mask import Mask, as_tensor
 from openmythos.nn.mla import MLAttention
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
-from openmythos.nn.pristine import fusable, pristine, unchanged
 
 
-def _norm_dtype(norm: RMSNorm, x: torch.Tensor) -> torch.dtype | None:
-    """A 16-bit norm feeds 16-bit projections even where the residual stream is wider."""
-    dtype = norm.weight.dtype
-    return dtype if dtype.itemsize < x.dtype.itemsize else None
+class _Pieces(NamedTuple):
+    attn_norm: pieces.Function
+    ffn_norm: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    ffn: pieces.Function
+    drop: pieces.Function
 
 
 @fusable
@@ -48,18 +51,38 @@ class TransformerBlock(nn.Module):
         cache_key: str = "default",
     ) -> torch.Tensor:
         """x (B, T, dim) -> (B, T, dim). Arguments as the attention's."""
-        if pristine(self.attn_norm):
-            normed = ops.rms_norm(x, self.attn_norm.weight, self.attn_norm.eps, dtype=_norm_dtype(self.attn_norm, x))
-        else:
-            normed = self.attn_norm(x)
-        if isinstance(mask, CausalMask) and not unchanged(self.attn, GQAttention, MLAttention):
-            mask = mask.tensor()
-        attended = self.resid_drop(self.attn(normed, freqs_cis, mask, kv_cache, cache_key))
-        if pristine(self.ffn_norm):
-            normed, x = ops.rms_norm_add(
-                x, attended, self.ffn_norm.weight, self.ffn_norm.eps, dtype=_norm_dtype(self.ffn_norm, x)
-            )
-        else:
-            x = x + attended
-            normed = self.ffn_norm(x)
-        return x + self.resid_drop(self.ffn(normed))
+        if not is_exactly(self.attn, GQAttention, MLAttention):
+            mask = as_tensor(mask)
+        return self._run(self._pieces(), x, lambda normed: self.attn(normed, freqs_cis, mask, kv_cache, cache_key))
+
+    def function(
+        self, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None
+    ) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """This block, which must be unmodified, as a function of x and the index of its slot in `rows`."""
+        parts, attn_parts, attend = self._pieces(trusted=True), self.attn.pieces(trusted=True), self.attn.run
+
+        def run(x: torch.Tensor, index: int) -> torch.Tensor:
+            return self._run(parts, x, lambda normed: attend(attn_parts, normed, cos_sin, mask, rows, index))
+
+        return run
+
+    def is_fusable(self) -> bool:
+        """Whether attention and ffn are of this library's classes; `function` needs that."""
+        return isinstance(self.attn, GQAttention | MLAttention)
+
+    def _pieces(self, trusted: bool = False) -> _Pieces:
+        ffn = self.ffn
+        if isinstance(ffn, Expert | MoEFFN) and (trusted or is_unmodified(ffn)):
+            ffn = ffn.function(trusted)
+        return _Pieces(
+            pieces.stream_norm(self.attn_norm, trusted),
+            pieces.stream_norm_add(self.ffn_norm, trusted),
+            ffn,
+            pieces.dropout(self.resid_drop, trusted),
+        )
+
+    @staticmethod
+    def _run(parts: _Pieces, x: torch.Tensor, attend: pieces.Function) -> torch.Tensor:
+        attended = parts.drop(attend(parts.attn_norm(x)))
+        normed, x = parts.ffn_norm(x, attended)
+        return x + parts.drop(parts.ffn(normed))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from openmythos import ops
-from openmythos.nn.pristine import fusable, hooks_on_all_modules, pristine, unchanged, why_not
-from openmythos.nn.project import to_weight_dtype
-
-if TYPE_CHECKING:
-    from openmythos.nn.moe import MoEFFN
+from openmythos.nn import pieces
+from openmythos.nn.fusion import fusable, hooks_on_all_modules, is_exactly, is_unmodified, why_modified
 
 
 @fusable
@@ -28,25 +25,46 @@ class Expert(nn.Module):
         self.down = nn.Linear(expert_dim, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = to_weight_dtype(x, self.gate)
-        if _plain_projections(self):
-            return ops.swiglu(x, self.gate.weight, self.up.weight, self.down.weight)
+        return self.function()(x)
+
+    def function(self, trusted: bool = False) -> pieces.Function:
+        """`forward` with the weights looked up."""
+        if not _projections_are_plain(self, trusted):
+            return lambda x: self._call_projections(pieces.to_weight_dtype(x, self.gate))
+        gate, up, down = self.gate.weight, self.up.weight, self.down.weight
+        return lambda x: ops.swiglu(pieces.cast(x, gate.dtype), gate, up, down)
+
+    def _call_projections(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def _plain_projections(expert: Expert) -> bool:
-    return all(pristine(part) and part.bias is None for part in (expert.gate, expert.up, expert.down))
+def _projections_are_plain(expert: Expert, trusted: bool = False) -> bool:
+    parts = (expert.gate, expert.up, expert.down)
+    return all(
+        isinstance(part, nn.Linear) and part.bias is None and (trusted or is_unmodified(part)) for part in parts
+    )
 
 
-def is_plain(expert: nn.Module) -> bool:
-    """Whether `expert` is an Expert that nobody changed, so that its weights alone say what it computes."""
-    return unchanged(expert, Expert) and _plain_projections(expert)
+def is_plain(expert: nn.Module, trusted: bool = False) -> bool:
+    """Whether `expert` is an unmodified Expert without biases, so that its weights define what it computes."""
+    if trusted:
+        return type(expert) is Expert and _projections_are_plain(expert, trusted)
+    return is_exactly(expert, Expert) and _projections_are_plain(expert)
+
+
+class StackOwner(Protocol):
+    """What a view needs of the module that holds the stacked weights."""
+
+    n_experts: int
+
+    def expert_weight(self, expert: int, name: str) -> torch.Tensor:
+        """The matrix of one expert."""
 
 
 class _Slice(nn.Linear):
     """A Linear whose weight is one matrix of the stack, looked up at each use."""
 
-    def __init__(self, owner: MoEFFN, expert: int, name: str) -> None:
+    def __init__(self, owner: StackOwner, expert: int, name: str) -> None:
         nn.Module.__init__(self)
         self.__dict__["_owner"] = owner
         self.expert, self.name = expert, name
@@ -73,7 +91,7 @@ class ExpertView(Expert):
     Gradients arrive at the stacked parameters.
     """
 
-    def __init__(self, owner: MoEFFN, expert: int) -> None:
+    def __init__(self, owner: StackOwner, expert: int) -> None:
         nn.Module.__init__(self)
         for name in ("gate", "up", "down"):
             setattr(self, name, _Slice(owner, expert, name))
@@ -88,7 +106,7 @@ class ExpertView(Expert):
 class ExpertList:
     """`moe.routed_experts`: indexes, iterates and assigns like upstream's ModuleList, registering nothing twice."""
 
-    def __init__(self, owner: MoEFFN) -> None:
+    def __init__(self, owner: StackOwner) -> None:
         self._owner = owner
         self._made: dict[int, nn.Module] = {}
 
@@ -124,9 +142,13 @@ class ExpertList:
         for expert in self:
             yield from expert.parameters()
 
-    def changed(self) -> dict[int, str]:
+    def views(self) -> Iterator[nn.Module]:
+        """New views of all experts that are not kept, for code that reads or fills their weights."""
+        return (ExpertView(self._owner, index) for index in range(len(self)))
+
+    def modified(self) -> dict[int, str]:
         """{expert: reason} of those that have to be called as modules."""
         if hooks_on_all_modules():
             list(self)
-        reasons = ((index, why_not(module)) for index, module in self._made.items())
+        reasons = ((index, why_modified(module)) for index, module in self._made.items())
         return {index: reason for index, reason in reasons if reason is not None}

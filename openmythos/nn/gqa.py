@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from openmythos import reference
-from openmythos.cache import Layout, extend
+from openmythos import ops, reference
+from openmythos.cache import Layout, Rows, open_rows
 from openmythos.config import MythosConfig
+from openmythos.nn import pieces
+from openmythos.nn.fusion import fusable
 from openmythos.nn.mask import CausalMask, Mask
-from openmythos.nn.pristine import fusable
-from openmythos.nn.project import project, to_weight_dtype
-from openmythos.nn.rope import apply_rope
+from openmythos.nn.rope import real_table
+
+
+class _Pieces(NamedTuple):
+    dtype: torch.dtype | None
+    wq: pieces.Function
+    wk: pieces.Function
+    wv: pieces.Function
+    wo: pieces.Function
 
 
 @fusable
@@ -36,9 +45,24 @@ class GQAttention(nn.Module):
         self.wo = nn.Linear(cfg.n_heads * self.head_dim, cfg.dim, bias=False)
         self.dropout_p = cfg.dropout
 
-    def _layout(self) -> Layout:
+    @property
+    def layout(self) -> Layout:
+        """What the cache stores of a token."""
         width = self.n_kv_heads * self.head_dim
         return Layout(("k", "v"), (width, width), (self.n_kv_heads, self.n_kv_heads), shared=False)
+
+    def adopt(self, entry: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two cached parts of an entry that another implementation wrote."""
+        return entry["k"], entry["v"]
+
+    def real_table(self, freqs_cis: torch.Tensor, new: int) -> torch.Tensor:
+        """The rotations of `new` tokens as real numbers, (new, head_dim/2, 2)."""
+        return real_table(freqs_cis, new, self.head_dim)
+
+    def pieces(self, trusted: bool = False) -> _Pieces:
+        """What one or more calls of `run` compute with."""
+        projections = (pieces.linear(part, trusted) for part in (self.wq, self.wk, self.wv, self.wo))
+        return _Pieces(pieces.weight_dtype(self.wq), *projections)
 
     def forward(
         self,
@@ -52,15 +76,27 @@ class GQAttention(nn.Module):
 
         mask=None attends to every key. `kv_cache[cache_key]` is extended by the T tokens.
         """
-        x = to_weight_dtype(x, self.wq)
-        q = apply_rope(project(self.wq, x).unflatten(-1, (self.n_heads, self.head_dim)), freqs_cis)
-        k = apply_rope(project(self.wk, x).unflatten(-1, (self.n_kv_heads, self.head_dim)), freqs_cis)
-        v = project(self.wv, x).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        if kv_cache is not None:
-            layout = self._layout()
-            rows = extend(kv_cache, cache_key, layout, (k, v), lambda entry: (entry["k"], entry["v"]))
-            k, v = layout.view(rows, 0), layout.view(rows, 1)
-        return project(self.wo, self._attend(q, k.to(q.dtype), v.to(q.dtype), mask).flatten(2))
+        cos_sin = self.real_table(freqs_cis, x.shape[1])
+        rows = open_rows(kv_cache, (cache_key,), x.shape[1], self.layout, (self.adopt,))
+        out = self.run(self.pieces(), x, cos_sin, mask, rows, 0)
+        if rows is not None:
+            rows.commit()
+        return out
+
+    def run(
+        self, parts: _Pieces, x: torch.Tensor, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None, index: int
+    ) -> torch.Tensor:
+        """`forward` with its pieces looked up, a real table of T rotations, and slot `index` of the cache rows."""
+        x = pieces.cast(x, parts.dtype)
+        q = ops.rope(parts.wq(x).unflatten(-1, (self.n_heads, self.head_dim)), cos_sin)
+        k = ops.rope(parts.wk(x).unflatten(-1, (self.n_kv_heads, self.head_dim)), cos_sin)
+        v = parts.wv(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        if rows is not None:
+            layout = self.layout
+            rows.open(layout, x.shape[0], k.dtype, k.device)
+            k, v = rows.append(index, (k, v))
+            k, v = layout.unfold(k, 0), layout.unfold(v, 1)
+        return parts.wo(self._attend(q, k.to(q.dtype), v.to(q.dtype), mask).flatten(2))
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> torch.Tensor:
         dropout = self.dropout_p if self.training else 0.0

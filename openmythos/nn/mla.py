@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from openmythos import ops, reference
-from openmythos.cache import NORMALISED, FixedRows, Layout, extend, extend_with
+from openmythos.cache import NORMALISED, Layout, Rows, open_rows
 from openmythos.config import MythosConfig
+from openmythos.nn import pieces
+from openmythos.nn.fusion import fusable, is_unmodified
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.norm import RMSNorm
-from openmythos.nn.pristine import fusable, pristine
-from openmythos.nn.project import project, to_weight_dtype
-from openmythos.nn.rope import apply_rope
+from openmythos.nn.rope import real_table
 from openmythos.ops.core import direct
+
+
+class _Pieces(NamedTuple):
+    """`append_norm` and `w_uk`, `w_uv` are None where a modified child has to be called instead."""
+
+    dtype: torch.dtype | None
+    layout: Layout
+    q_down: pieces.Function
+    q_norm: pieces.Function
+    q_up_nope: pieces.Function
+    q_up_rope: pieces.Function
+    kv_down: pieces.Function
+    kv_norm: pieces.Function
+    wo: pieces.Function
+    append_norm: tuple[torch.Tensor, float] | None
+    w_uk: torch.Tensor | None
+    w_uv: torch.Tensor | None
+    dropout: float
 
 
 @fusable
@@ -45,12 +64,48 @@ class MLAttention(nn.Module):
         self.wo = nn.Linear(cfg.n_heads * cfg.v_head_dim, cfg.dim, bias=False)
         self.attn_drop = nn.Dropout(cfg.dropout)
 
-    def _layout(self) -> Layout:
+    @property
+    def layout(self) -> Layout:
+        """What the cache stores of a token."""
         return Layout(("c_kv", "k_rope"), (self.kv_lora_rank, self.qk_rope_dim), (0, self.n_heads), shared=True)
 
-    def _adopt(self, entry: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def adopt(self, entry: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two cached parts of an entry that another implementation wrote."""
         latent = entry["c_kv"] if NORMALISED in entry else self.kv_norm(entry["c_kv"])
         return latent, entry["k_rope"][:, :, 0]
+
+    def real_table(self, freqs_cis: torch.Tensor, new: int) -> torch.Tensor:
+        """The rotations of `new` tokens as real numbers, (new, qk_rope_dim/2, 2)."""
+        return real_table(freqs_cis, new, self.qk_rope_dim)
+
+    def pieces(self, trusted: bool = False) -> _Pieces:
+        """What one or more calls of `run` compute with."""
+        down, nope, rope, kv_down, wo = (
+            pieces.linear(part, trusted)
+            for part in (self.q_down, self.q_up_nope, self.q_up_rope, self.kv_down, self.wo)
+        )
+        norm, kv_up, drop = self.kv_norm, self.kv_up, self.attn_drop
+        append_norm = w_uk = w_uv = None
+        if isinstance(norm, RMSNorm) and (trusted or is_unmodified(norm)):
+            append_norm = norm.weight, norm.eps
+        if (trusted or (is_unmodified(kv_up) and is_unmodified(drop))) and kv_up.bias is None:
+            weight = kv_up.weight.unflatten(0, (self.n_heads, self.qk_nope_dim + self.v_dim))
+            w_uk, w_uv = weight[:, : self.qk_nope_dim], weight[:, self.qk_nope_dim :]
+        return _Pieces(
+            pieces.weight_dtype(self.q_down),
+            self.layout,
+            down,
+            pieces.norm(self.q_norm, trusted),
+            nope,
+            rope,
+            kv_down,
+            pieces.norm(norm, trusted),
+            wo,
+            append_norm,
+            w_uk,
+            w_uv,
+            drop.p if drop.training else 0.0,
+        )
 
     def forward(
         self,
@@ -64,62 +119,54 @@ class MLAttention(nn.Module):
 
         mask=None attends to every key. `kv_cache[cache_key]` is extended by the T tokens.
         """
-        x = to_weight_dtype(x, self.q_down)
-        query = self.q_norm(project(self.q_down, x))
-        q_nope = project(self.q_up_nope, query).unflatten(-1, (self.n_heads, self.qk_nope_dim))
-        q_rope = project(self.q_up_rope, query).unflatten(-1, (self.n_heads, self.qk_rope_dim))
-        q_rope = apply_rope(q_rope, freqs_cis)
-        down = project(self.kv_down, x)
-        if kv_cache is not None and direct(down) and pristine(self.kv_norm):
-            rows = self._append(down, freqs_cis, kv_cache, cache_key)
-        else:
-            latent = self.kv_norm(down[..., : self.kv_lora_rank])
-            k_rope = apply_rope(down[..., None, self.kv_lora_rank :], freqs_cis)[:, :, 0]
-            rows = (
-                None
-                if kv_cache is None
-                else extend(kv_cache, cache_key, self._layout(), (latent, k_rope), self._adopt)
-            )
+        cos_sin = self.real_table(freqs_cis, x.shape[1])
+        rows = open_rows(kv_cache, (cache_key,), x.shape[1], self.layout, (self.adopt,))
+        out = self.run(self.pieces(), x, cos_sin, mask, rows, 0)
         if rows is not None:
-            latent, k_rope = rows[..., : self.kv_lora_rank], rows[..., self.kv_lora_rank :]
-        seq_lens = kv_cache.lengths if isinstance(kv_cache, FixedRows) else None
-        return project(self.wo, self._attend(q_nope, q_rope, latent, k_rope, mask, seq_lens).flatten(2))
+            rows.commit()
+        return out
 
-    def _append(
-        self, down: torch.Tensor, freqs_cis: torch.Tensor, kv_cache: MutableMapping | FixedRows, cache_key: str
+    def run(
+        self, parts: _Pieces, x: torch.Tensor, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None, index: int
     ) -> torch.Tensor:
-        """Norm, rotate and store the new tokens' rows in one launch; returns all rows, (B, S, width)."""
-        norm, new = self.kv_norm, down.shape[:2]
-        if isinstance(kv_cache, FixedRows):
-            rows = kv_cache.rows(cache_key)
-            ops.rope_append_(down, norm.weight, kv_cache.table, rows, kv_cache.position, eps=norm.eps)
-            return rows
-
-        def write(fresh: torch.Tensor) -> None:
-            ops.rope_append_(down, norm.weight, torch.view_as_real(freqs_cis[: new[1]]), fresh, eps=norm.eps)
-
-        dtype = torch.promote_types(down.dtype, norm.weight.dtype)
-        return extend_with(kv_cache, cache_key, self._layout(), new, dtype, down.device, self._adopt, write)
+        """`forward` with its pieces looked up, a real table of T rotations, and slot `index` of the cache rows."""
+        x = pieces.cast(x, parts.dtype)
+        query = parts.q_norm(parts.q_down(x))
+        q_nope = parts.q_up_nope(query).unflatten(-1, (self.n_heads, self.qk_nope_dim))
+        q_rope = parts.q_up_rope(query).unflatten(-1, (self.n_heads, self.qk_rope_dim))
+        q_rope = ops.rope(q_rope, cos_sin)
+        down = parts.kv_down(x)
+        if rows is not None and parts.append_norm is not None and direct(down):
+            weight, eps = parts.append_norm
+            rows.open(parts.layout, down.shape[0], torch.promote_types(down.dtype, weight.dtype), down.device)
+            table = cos_sin if rows.table is None else rows.table
+            ops.rope_append_(down, weight, table, rows.new[index], rows.position, eps=eps)
+            latent, k_rope = rows.first[index], rows.second[index]
+        else:
+            latent = parts.kv_norm(down[..., : self.kv_lora_rank])
+            k_rope = ops.rope(down[..., None, self.kv_lora_rank :], cos_sin)[:, :, 0]
+            if rows is not None:
+                rows.open(parts.layout, latent.shape[0], latent.dtype, latent.device)
+                latent, k_rope = rows.append(index, (latent, k_rope))
+        seq_lens = None if rows is None else rows.seq_lens
+        return parts.wo(self._attend(parts, q_nope, q_rope, latent, k_rope, mask, seq_lens).flatten(2))
 
     def _attend(
         self,
+        parts: _Pieces,
         q_nope: torch.Tensor,
         q_rope: torch.Tensor,
         latent: torch.Tensor,
         k_rope: torch.Tensor,
         mask: Mask,
-        seq_lens: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None,
     ) -> torch.Tensor:
         causal = isinstance(mask, CausalMask)
         scale = self.q_head_dim**-0.5
-        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        fused = pristine(self.kv_up) and self.kv_up.bias is None and pristine(self.attn_drop)
-        if (mask is None or causal) and not dropout and fused:
-            weight = self.kv_up.weight.unflatten(0, (self.n_heads, self.qk_nope_dim + self.v_dim))
-            w_uk, w_uv = weight[:, : self.qk_nope_dim], weight[:, self.qk_nope_dim :]
+        if (mask is None or causal) and not parts.dropout and parts.w_uk is not None:
             latent, k_rope = latent.to(q_nope.dtype), k_rope.to(q_nope.dtype)
             options = {"scale": scale, "causal": causal, "seq_lens": seq_lens}
-            return ops.mla_attention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, **options)
+            return ops.mla_attention(q_nope, q_rope, latent, k_rope, parts.w_uk, parts.w_uv, **options)
         both = self.kv_up(latent).unflatten(-1, (self.n_heads, self.qk_nope_dim + self.v_dim))
         keys = torch.cat(
             (both[..., : self.qk_nope_dim], k_rope.to(both.dtype)[:, :, None].expand(-1, -1, self.n_heads, -1)), dim=-1

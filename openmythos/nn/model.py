@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, MutableMapping
 import torch
 from torch import nn
 
-from openmythos import generation
-from openmythos.cache import FixedRows, KVCache, cached_tokens, mirror, storage_of
+from openmythos.cache import KVCache, Rows, cached_tokens, layer_keys, mirror, open_rows, storage_of
 from openmythos.config import MythosConfig
 from openmythos.memory import gather_huge_pages
+from openmythos.nn import pieces
 from openmythos.nn.block import TransformerBlock
-from openmythos.nn.mask import CausalMask, Mask
+from openmythos.nn.fusion import children_are_unmodified, fusable, is_exactly
+from openmythos.nn.mask import CausalMask, Mask, as_tensor
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
-from openmythos.nn.pristine import fusable, unchanged
-from openmythos.nn.project import project, to_weight_dtype
 from openmythos.nn.recurrent import RecurrentBlock
 from openmythos.nn.rope import precompute_rope_freqs, rope_table
 from openmythos.ops.precision import wide
@@ -30,11 +29,15 @@ class OpenMythos(nn.Module):
     """The recurrent-depth transformer language model under upstream's names, signatures and state dict.
 
     Runs in float32, bfloat16 and float16; with 16-bit weights the residual stream is float32. One seed
-    gives upstream's initial weights.
+    gives upstream's initial weights. Upstream's methods `generate` and `stream` are functions of `openmythos.engine`,
+    which builds on this package; `openmythos/__init__.py` attaches them.
 
     Raises:
         ValueError: from the config's checks, which run again here.
     """
+
+    generate: Callable[..., torch.Tensor]
+    stream: Callable[..., Iterator[torch.Tensor]]
 
     def __init__(self, cfg: MythosConfig) -> None:
         super().__init__()
@@ -140,52 +143,85 @@ class OpenMythos(nn.Module):
         self, input_ids: torch.Tensor, loops: int | None, cache: KVCache | None, start_pos: int, last_token_only: bool
     ) -> torch.Tensor:
         new = input_ids.shape[1]
-        x = self._embedded(input_ids)
-        freqs_cis = torch.view_as_complex(self.rope[start_pos : start_pos + new])
+        x, cos_sin = self.embedded(input_ids), self.rope[start_pos : start_pos + new]
         mask = self._mask(new, 0 if cache is None else start_pos - cache.origin, x)
-        return self._layers(x, freqs_cis, mask, loops, cache, last_token_only)
-
-    def decode(self, token: torch.Tensor, rows: FixedRows, n_loops: int) -> torch.Tensor:
-        """Logits (B, 1, V) after one token (B, 1) a sequence at rows.position, which moves on; no value is read."""
-        freqs_cis = torch.view_as_complex(self.rope.index_select(0, rows.position[:1]))
-        logits = self._layers(self._embedded(token), freqs_cis, None, n_loops, rows, True)
-        rows.advance()
+        if not self.is_fusable():
+            return self._call_layers(x, torch.view_as_complex(cos_sin), mask, loops, cache, last_token_only)
+        rows = None
+        if cache is not None:
+            layers = (*self.prelude, *([self.recurrent.block] * loops), *self.coda)
+            attn = self.recurrent.block.attn
+            adopts = [layer.attn.adopt for layer in layers]
+            rows = open_rows(cache, self.cache_keys(loops), new, attn.layout, adopts)
+        logits = self.run(x, cos_sin, mask, loops, rows, last_token_only)
+        if rows is not None:
+            rows.commit()
         return logits
 
-    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The residual stream's first state, (B, T, dim) in float32 or wider."""
         x = self.embed(input_ids)
         return x.to(wide(x.dtype))
 
-    def _layers(
+    def is_fusable(self) -> bool:
+        """Whether no part of the model is modified, so that `run` computes what the modules would."""
+        layers = (*self.prelude, *self.coda)
+        return (
+            children_are_unmodified(self)
+            and isinstance(self.recurrent, RecurrentBlock)
+            and self.recurrent.is_fusable()
+            and all(isinstance(layer, TransformerBlock) and layer.is_fusable() for layer in layers)
+        )
+
+    def run(
+        self,
+        x: torch.Tensor,
+        cos_sin: torch.Tensor,
+        mask: Mask,
+        loops: int,
+        rows: Rows | None,
+        last_token_only: bool,
+    ) -> torch.Tensor:
+        """The logits of an unmodified model: no further checks, and layers address the cache by slot.
+
+        x (B, T, dim), cos_sin (T, dr/2, 2); `rows` holds the layers' slots in the order of `cache_keys`.
+        """
+        index = 0
+        for layer in self.prelude:
+            x, index = layer.function(cos_sin, mask, rows)(x, index), index + 1
+        x, index = self.recurrent.run(x, x, cos_sin, mask, loops, rows, index), index + loops
+        for layer in self.coda:
+            x, index = layer.function(cos_sin, mask, rows)(x, index), index + 1
+        return self._logits(x, last_token_only)
+
+    def _call_layers(
         self,
         x: torch.Tensor,
         freqs_cis: torch.Tensor,
         mask: Mask,
         loops: int | None,
-        cache: KVCache | FixedRows | None,
+        cache: KVCache | None,
         last_token_only: bool,
     ) -> torch.Tensor:
-        for i, layer in enumerate(self.prelude):
-            x = self._layer(layer, x, freqs_cis, mask, cache, f"prelude_{i}")
-        seen = mask if unchanged(self.recurrent, RecurrentBlock) else _as_tensor(mask)
+        """`run` of a modified model: every layer is called as a module and fuses what it can."""
+
+        def call(layer: nn.Module, x: torch.Tensor, key: str) -> torch.Tensor:
+            seen = mask if is_exactly(layer, TransformerBlock) else as_tensor(mask)
+            return layer(x, freqs_cis, seen, cache, cache_key=key)
+
+        keys = layer_keys(len(self.prelude), 0, len(self.coda))
+        for layer, key in zip(self.prelude, keys, strict=False):
+            x = call(layer, x, key)
+        seen = mask if is_exactly(self.recurrent, RecurrentBlock) else as_tensor(mask)
         x = self.recurrent(x, x, freqs_cis, seen, loops, cache)
-        for i, layer in enumerate(self.coda):
-            x = self._layer(layer, x, freqs_cis, mask, cache, f"coda_{i}")
+        for layer, key in zip(self.coda, keys[len(self.prelude) :], strict=True):
+            x = call(layer, x, key)
+        return self._logits(x, last_token_only)
+
+    def _logits(self, x: torch.Tensor, last_token_only: bool) -> torch.Tensor:
         if last_token_only:
             x = x[:, -1:]
-        return project(self.head, to_weight_dtype(self.norm(x), self.head))
-
-    @staticmethod
-    def _layer(
-        layer: nn.Module,
-        x: torch.Tensor,
-        freqs_cis: torch.Tensor,
-        mask: Mask,
-        cache: KVCache | FixedRows | None,
-        key: str,
-    ) -> torch.Tensor:
-        mask = mask if unchanged(layer, TransformerBlock) else _as_tensor(mask)
-        return layer(x, freqs_cis, mask, cache, cache_key=key)
+        return pieces.linear(self.head)(pieces.to_weight_dtype(self.norm(x), self.head))
 
     def _check_ids(self, input_ids: torch.Tensor, start_pos: int) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
@@ -199,17 +235,15 @@ class OpenMythos(nn.Module):
                 f"max_seq_len={self.cfg.max_seq_len}"
             )
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            generation.check_vocabulary(input_ids, self.cfg.vocab_size)
+            check_vocabulary(input_ids, self.cfg.vocab_size)
 
-    def cache_keys(self, loops: int) -> list[str]:
+    def cache_keys(self, loops: int) -> tuple[str, ...]:
         """The layer-keys that a call with this many loops reads and extends."""
-        prelude = [f"prelude_{i}" for i in range(len(self.prelude))]
-        recurrent = [f"recurrent_loop_{t}" for t in range(loops)]
-        return prelude + recurrent + [f"coda_{i}" for i in range(len(self.coda))]
+        return layer_keys(len(self.prelude), loops, len(self.coda))
 
     def _check_cache(self, kv_cache: MutableMapping, storage: KVCache, start_pos: int, loops: int) -> None:
         keys = self.cache_keys(loops)
-        tokens = [cached_tokens(kv_cache, key) for key in keys]
+        tokens = cached_tokens(kv_cache, keys)
         most = max(tokens, default=0)
         if most == 0:
             storage.origin = start_pos
@@ -224,32 +258,8 @@ class OpenMythos(nn.Module):
                     f"n_loops={loops}: kv_cache[{key!r}] holds {count} of {most} tokens, since earlier calls ran "
                     "fewer loops; call with no more loops than they ran, or start a new cache"
                 )
-        storage.max_seq_len = self.cfg.max_seq_len
+        storage.core.max_seq_len = self.cfg.max_seq_len
         storage.reserve_slots(len(keys))
-
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        max_new_tokens: int = 64,
-        n_loops: int = 8,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        **options,
-    ) -> torch.Tensor:
-        """Prompt and sampled continuation, (B, T + new); see `openmythos.generation.generate`."""
-        return generation.generate(self, input_ids, max_new_tokens, n_loops, temperature, top_k, **options)
-
-    def stream(
-        self,
-        input_ids: torch.Tensor,
-        max_new_tokens: int = 64,
-        n_loops: int = 8,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        **options,
-    ) -> Iterator[torch.Tensor]:
-        """The sampled tokens one at a time, (B, 1) each; see `openmythos.generation.stream`."""
-        return generation.stream(self, input_ids, max_new_tokens, n_loops, temperature, top_k, **options)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -275,8 +285,13 @@ class OpenMythos(nn.Module):
         return result
 
 
-def _as_tensor(mask: Mask) -> torch.Tensor | None:
-    return mask.tensor() if isinstance(mask, CausalMask) else mask
+def check_vocabulary(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Raise ValueError when an id is outside 0..vocab_size-1. Reads the values (a device sync on a GPU)."""
+    if input_ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in input_ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"input_ids holds {low if low < 0 else high}: allowed is 0 to vocab_size-1={vocab_size - 1}")
 
 
 def _upstream_order(module: nn.Module) -> Iterator[nn.Module]:
@@ -285,5 +300,5 @@ def _upstream_order(module: nn.Module) -> Iterator[nn.Module]:
     for name, child in module.named_children():
         yield from _upstream_order(child)
         if isinstance(module, MoEFFN) and name == "router":
-            for expert in module.routed_experts:
+            for expert in module.routed_experts.views():
                 yield from (expert.gate, expert.up, expert.down)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from openmythos import ops, reference
 from openmythos.config import MythosConfig
+from openmythos.nn import pieces
 from openmythos.nn.experts import Expert, ExpertList, is_plain
-from openmythos.nn.pristine import fusable
-from openmythos.nn.project import project, to_weight_dtype
+from openmythos.nn.fusion import fusable
+from openmythos.nn.observe import Observation
 from openmythos.ops.core import autocast_dtype
 from openmythos.ops.precision import wide
 
 _PARTS = ("gate", "up", "down")
+
+
+class _Pieces(NamedTuple):
+    """`experts` is None where routed experts have to be called as modules; it may leave out the shared ones."""
+
+    dtype: torch.dtype | None
+    router: pieces.Function
+    router_bias: torch.Tensor
+    experts: ops.StackedExperts | None
+    includes_shared: bool
 
 
 @fusable
@@ -23,7 +36,14 @@ class MoEFFN(nn.Module):
     The routed weights are stacked: `gate_up` (E, 2, I, D) and `down` (E, D, I). `routed_experts[i]` is an
     `Expert` of live views; `state_dict()` has upstream's keys `routed_experts.{i}.{gate,up,down}.weight`,
     and loading accepts those and the stacked ones.
+
+    `recompute` chooses what a GPU keeps for the backward pass: False keeps gate x and up x of every choice (2 k I
+    elements a row and loop), True keeps the arguments alone and multiplies again. `openmythos.observe` returns the
+    number of rows that each expert served.
     """
+
+    observation: Observation | None = None
+    recompute: bool = False
 
     def __init__(self, cfg: MythosConfig) -> None:
         super().__init__()
@@ -62,23 +82,38 @@ class MoEFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, T, dim) -> (B, T, dim), rows independent of each other."""
-        batch, new, dim = x.shape
-        flat = to_weight_dtype(x.reshape(batch * new, dim), self.router)
-        if self.topk == 0:
-            return torch.zeros_like(flat).view(batch, new, dim)
-        ids, weights, _ = ops.moe_route(project(self.router, flat), self.router_bias, self.topk)
-        if self._experts.changed():
-            return self._add(self._call_experts(flat, ids, weights), flat).view(batch, new, dim)
-        gate_up, down = self._cast or (self.gate_up, self.down)
-        if all(is_plain(expert) for expert in self.shared_experts):
+        return self._run(self._pieces(), x)
+
+    def function(self, trusted: bool = False) -> pieces.Function:
+        """`forward` with its pieces looked up."""
+        parts = self._pieces(trusted)
+        return lambda x: self._run(parts, x)
+
+    def _pieces(self, trusted: bool = False) -> _Pieces:
+        shared = None
+        if all(is_plain(expert, trusted) for expert in self.shared_experts):
             shared = tuple(
                 ops.SharedExpert(expert.gate.weight, expert.up.weight, expert.down.weight)
                 for expert in self.shared_experts
             )
-            experts = ops.StackedExperts(gate_up, down, shared)
-            return ops.moe_experts(flat, ids, weights, experts).view(batch, new, dim)
-        experts = ops.StackedExperts(gate_up, down)
-        return self._add(ops.moe_experts(flat, ids, weights, experts), flat).view(batch, new, dim)
+        experts = None
+        if trusted or not self._experts.modified():
+            experts = ops.StackedExperts(*(self._cast or (self.gate_up, self.down)), shared or ())
+        dtype, router = pieces.weight_dtype(self.router), pieces.linear(self.router, trusted)
+        return _Pieces(dtype, router, self.router_bias, experts, experts is not None and shared is not None)
+
+    def _run(self, parts: _Pieces, x: torch.Tensor) -> torch.Tensor:
+        flat = pieces.cast(x.reshape(-1, x.shape[-1]), parts.dtype)
+        if self.topk == 0:
+            return torch.zeros_like(flat).view(x.shape)
+        ids, weights, counts = ops.moe_route(parts.router(flat), parts.router_bias, self.topk)
+        if self.observation is not None:
+            self.observation.expert_counts.append(counts)
+        if parts.experts is None:
+            out = self._call_experts(flat, ids, weights)
+        else:
+            out = ops.moe_experts(flat, ids, weights, parts.experts, recompute=self.recompute)
+        return (out if parts.includes_shared else self._add(out, flat)).view(x.shape)
 
     def _add(self, out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """out plus the shared experts called as modules, summed in float32 or wider."""
@@ -88,7 +123,7 @@ class MoEFFN(nn.Module):
         return total.to(out.dtype)
 
     def _call_experts(self, flat: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The same sum with every expert called as a module, for experts that somebody changed."""
+        """The same sum with every expert called as a module, for modified experts."""
         out = torch.zeros_like(flat)
         for expert, rows, column in reference.group_by_expert(ids, self.n_experts):
             y = self._experts[expert](flat[rows])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from openmythos import ops
-from openmythos.nn.pristine import fusable
+from openmythos.nn.fusion import fusable
 
 
 @fusable

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import nn
 
 from openmythos import ops
+from openmythos.cache import Rows, layer_keys, open_rows
 from openmythos.config import MythosConfig
+from openmythos.nn import pieces
 from openmythos.nn.block import TransformerBlock
-from openmythos.nn.mask import CausalMask, Mask
+from openmythos.nn.fusion import children_are_unmodified, fusable, is_exactly, is_unmodified
+from openmythos.nn.loop_state import LoopState
+from openmythos.nn.mask import Mask, as_tensor
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
-from openmythos.nn.pristine import fusable, pristine, unchanged
-from openmythos.nn.project import project, to_weight_dtype
-from openmythos.ops.core import direct
+from openmythos.nn.observe import Observation
 from openmythos.ops.loop_step import LoopParams
 from openmythos.ops.loop_step.reference import loop_embedding
 from openmythos.ops.precision import wide
@@ -42,11 +44,11 @@ class LoRAAdapter(nn.Module):
 
     def forward(self, x: torch.Tensor, loop_t: int) -> torch.Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        x = to_weight_dtype(x, self.down)
+        x = pieces.to_weight_dtype(x, self.down)
         row = min(loop_t, self.scale.num_embeddings - 1)
-        own = pristine(self.scale)
+        own = is_unmodified(self.scale)
         scale = self.scale.weight[row] if own else self.scale(torch.tensor(row, device=x.device))
-        return (project(self.down, x) * scale) @ self.B
+        return (pieces.linear(self.down)(x) * scale) @ self.B
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         """Take a table of another number of loops: extra rows are dropped, missing ones repeat the last."""
@@ -88,16 +90,18 @@ class ACTHalting(nn.Module):
         self.halt = nn.Linear(dim, 1)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.halt(to_weight_dtype(h, self.halt))).squeeze(-1)
+        return torch.sigmoid(self.halt(pieces.to_weight_dtype(h, self.halt))).squeeze(-1)
 
 
 @fusable
 class RecurrentBlock(nn.Module):
     """Loops one block: each step injects e, adds the loop's LoRA delta and accumulates the halting output.
 
-    The step between two runs of the block is one fused op, unless lora, injection, act or norm were
-    changed; then those are called as modules.
+    The step between two runs of the block is one fused op, unless lora, injection, act or norm are modified; then
+    those are called as modules. `openmythos.observe` returns the number of loops that ran.
     """
+
+    observation: Observation | None = None
 
     def __init__(self, cfg: MythosConfig) -> None:
         super().__init__()
@@ -136,19 +140,67 @@ class RecurrentBlock(nn.Module):
         with one all loops run, so that later tokens find their keys (`recurrent_loop_{t}`).
         """
         loops = self.loops(n_loops)
-        if isinstance(mask, CausalMask) and not unchanged(self.block, TransformerBlock):
-            mask = mask.tensor()
+        if self.is_fusable() and children_are_unmodified(self):
+            attn, new = self.block.attn, h.shape[1]
+            rows = open_rows(kv_cache, layer_keys(0, loops, 0), new, attn.layout, (attn.adopt,) * loops)
+            out = self.run(h, e, attn.real_table(freqs_cis, new), mask, loops, rows, 0)
+            if rows is not None:
+                rows.commit()
+            return out
+        if not is_exactly(self.block, TransformerBlock):
+            mask = as_tensor(mask)
+        keys = layer_keys(0, loops, 0)
         ffn = self.block.ffn if isinstance(self.block, TransformerBlock) else None
         if isinstance(ffn, MoEFFN):
             ffn.hold_cast()
         try:
-            fused = all(pristine(part) for part in (self.lora, self.injection, self.act, self.norm))
-            fused = fused and self.lora.down.bias is None and self.act.halt.bias is not None
-            run = self._run_fused if fused else self._run_modules
-            return run(h, e, freqs_cis, mask, loops, kv_cache)
+            return self._loop(
+                h, e, loops, lambda x, t: self.block(x, freqs_cis, mask, kv_cache, keys[t]), kv_cache is not None
+            )
         finally:
             if isinstance(ffn, MoEFFN):
                 ffn.drop_cast()
+
+    def is_fusable(self) -> bool:
+        """Whether the block is of this library's classes; `run` needs that."""
+        return isinstance(self.block, TransformerBlock) and self.block.is_fusable()
+
+    def run(
+        self,
+        h: torch.Tensor,
+        e: torch.Tensor,
+        cos_sin: torch.Tensor,
+        mask: Mask,
+        loops: int,
+        rows: Rows | None,
+        first: int,
+    ) -> torch.Tensor:
+        """`forward` of an unmodified block: a real table of T rotations, loop t in slot `first` + t of the cache rows.
+
+        The block's weights are looked up once, and under autocast the stacked experts are cast once.
+        """
+        ffn = self.block.ffn
+        if isinstance(ffn, MoEFFN):
+            ffn.hold_cast()
+        try:
+            block = self.block.function(cos_sin, mask, rows)
+            return self._loop(h, e, loops, lambda x, t: block(x, first + t), rows is not None)
+        finally:
+            if isinstance(ffn, MoEFFN):
+                ffn.drop_cast()
+
+    def _loop(
+        self,
+        h: torch.Tensor,
+        e: torch.Tensor,
+        loops: int,
+        block: Callable[[torch.Tensor, int], torch.Tensor],
+        cached: bool,
+    ) -> torch.Tensor:
+        """block(x, t) -> (B, T, dim) in every loop; without a cache until every position has halted."""
+        fused = all(is_unmodified(part) for part in (self.lora, self.injection, self.act, self.norm))
+        fused = fused and self.lora.down.bias is None and self.act.halt.bias is not None
+        return (self._loop_fused if fused else self._loop_modules)(h, e, loops, block, cached)
 
     def _params(self) -> LoopParams:
         state = wide(self.lora.B.dtype)
@@ -157,48 +209,40 @@ class RecurrentBlock(nn.Module):
         A = self.injection.get_A().expand(self.injection.B.shape)
         return LoopParams(*(part.to(state).contiguous() for part in (A, *weights, *heads)))
 
+    def _ends(self, t: int, loops: int, cum_p: torch.Tensor, cached: bool) -> bool:
+        """Whether loop t is the last one; that is noted for `observe`."""
+        ends = t + 1 == loops or (not cached and self._all_halted(cum_p))
+        if ends and self.observation is not None:
+            self.observation.loops.append(t + 1)
+        return ends
+
     def _all_halted(self, cum_p: torch.Tensor) -> bool:
         return not torch.compiler.is_compiling() and bool((cum_p >= self.cfg.act_threshold).all())
 
-    def _run_fused(self, h, e, freqs_cis, mask, loops, kv_cache) -> torch.Tensor:
-        shape, state = h.shape, wide(h.dtype)
-        params = self._params()
+    def _loop_fused(self, h, e, loops, block, cached) -> torch.Tensor:
+        eps = self.norm.eps
         first = loop_index_embedding(h, 0, self.loop_dim)
-        x, _ = ops.rms_norm_add(first, e, self.norm.weight, self.norm.eps, dtype=e.dtype)
-        h, e = h.reshape(-1, shape[-1]), e.reshape(-1, shape[-1])
-        h_out = torch.zeros(h.shape, dtype=state, device=h.device)
-        cum_p = torch.zeros(h.shape[0], dtype=state, device=h.device)
-        step = {"threshold": self.cfg.act_threshold, "loop_dim": self.loop_dim, "eps": self.norm.eps}
-        in_place = direct(h)
-        if in_place:
-            h = h.clone()
+        x, _ = ops.rms_norm_add(first, e, self.norm.weight, eps, dtype=e.dtype)
+        state = LoopState(h, e, self._params(), threshold=self.cfg.act_threshold, eps=eps, loop_dim=self.loop_dim)
         for t in range(loops):
-            block_out = self.block(x, freqs_cis, mask, kv_cache, f"recurrent_loop_{t}").reshape(h.shape)
-            if t + 1 == loops:
-                params = params._replace(norm_w=None)
-            if in_place:
-                x = torch.empty_like(e) if params.norm_w is not None else None
-                ops.loop_step_(h, e, block_out, h_out, cum_p, params, t, x_next=x, **step)
-            else:
-                h, h_out, cum_p, x = ops.loop_step(h, e, block_out, h_out, cum_p, params, t, **step)
-            if t + 1 == loops or (kv_cache is None and self._all_halted(cum_p)):
+            x = state.advance(block(x, t), t, last=t + 1 == loops)
+            if self._ends(t, loops, state.cum_p, cached):
                 break
-            x = x.view(shape)
-        return h_out.to(h.dtype).view(shape)
+        return state.output()
 
-    def _run_modules(self, h, e, freqs_cis, mask, loops, kv_cache) -> torch.Tensor:
+    def _loop_modules(self, h, e, loops, block, cached) -> torch.Tensor:
         threshold = self.cfg.act_threshold
         cum_p = torch.zeros(h.shape[:2], dtype=wide(h.dtype), device=h.device)
         h_out = torch.zeros(h.shape, dtype=cum_p.dtype, device=h.device)
         for t in range(loops):
             x = self.norm(loop_index_embedding(h, t, self.loop_dim) + e)
-            block_out = self.block(x, freqs_cis, mask, kv_cache, f"recurrent_loop_{t}")
+            block_out = block(x, t)
             h = self.injection(h, e, block_out + self.lora(block_out, t)).to(h.dtype)
             p = self.act(h).to(cum_p.dtype)
             running = cum_p < threshold
             weight = torch.where(cum_p + p >= threshold, (1 - cum_p).clamp(min=0), p) * running
             h_out = h_out + weight.unsqueeze(-1) * h
             cum_p = cum_p + p * running
-            if kv_cache is None and self._all_halted(cum_p):
+            if self._ends(t, loops, cum_p, cached):
                 break
         return h_out.to(h.dtype)

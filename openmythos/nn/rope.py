@@ -21,6 +21,19 @@ def rope_table(dim: int, max_len: int, theta: float, device: torch.device | None
     return torch.view_as_real(precompute_rope_freqs(dim, max_len, theta)).contiguous().to(device)
 
 
+def real_table(freqs_cis: torch.Tensor, new: int, dim: int) -> torch.Tensor:
+    """The first `new` rows of a complex table as real [cos, sin], (new, dim/2, 2), a view.
+
+    Raises:
+        RuntimeError: when freqs_cis has fewer than `new` rows or is not for heads of size `dim`.
+    """
+    if freqs_cis.shape[0] < new:
+        raise RuntimeError(f"freqs_cis has {freqs_cis.shape[0]} rows: x has {new} positions (its dimension 1)")
+    if 2 * freqs_cis.shape[1] != dim:
+        raise RuntimeError(f"freqs_cis has {freqs_cis.shape[1]} pairs: x has heads of size {dim}")
+    return torch.view_as_real(freqs_cis[:new])
+
+
 def apply_rope(x: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
     """Rotate adjacent pairs of x by the first T rows of freqs_cis (Su et al., arXiv 2104.09864).
 
@@ -29,9 +42,4 @@ def apply_rope(x: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
     Raises:
         RuntimeError: when freqs_cis has fewer than T rows or is not for heads of size d.
     """
-    new = x.shape[1]
-    if freqs_cis.shape[0] < new:
-        raise RuntimeError(f"freqs_cis has {freqs_cis.shape[0]} rows: x has {new} positions (its dimension 1)")
-    if 2 * freqs_cis.shape[1] != x.shape[-1]:
-        raise RuntimeError(f"freqs_cis has {freqs_cis.shape[1]} pairs: x has heads of size {x.shape[-1]}")
-    return ops.rope(x, torch.view_as_real(freqs_cis[:new]))
+    return ops.rope(x, real_table(freqs_cis, x.shape[1], x.shape[-1]))

@@ -50,7 +50,7 @@ def test_memory_that_the_package_does_not_write_holds_nan() -> None:
     layout = Layout(("k", "v"), (2, 2), (1, 1), shared=False)
     rows = cache.append("layer", layout, (torch.ones(1, 3, 2), torch.ones(1, 3, 2)))
     assert rows.eq(1).all()
-    assert cache._buffer[:, :, 3:].isnan().all()
+    assert cache.core.buffer[:, :, 3:].isnan().all()
 
 
 def test_only_the_package_is_poisoned(monkeypatch: pytest.MonkeyPatch) -> None:

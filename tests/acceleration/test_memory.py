@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from openmythos.patch import _TRIM_BYTES
+from openmythos.acceleration import _TRIM_BYTES
 
 pytest.importorskip("open_mythos", reason="the oracle, the package open-mythos, is not installed")
 pytestmark = [
@@ -28,7 +28,7 @@ ATTEMPTS = 3
 
 
 def measure(step: str, dtype: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.patch.memory", step, dtype, "small"]
+    command = [sys.executable, "-m", "tests.acceleration.memory", step, dtype, "small"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True

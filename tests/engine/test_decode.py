@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import openmythos
-from openmythos import decode, dispatch
+from openmythos import dispatch
 from openmythos.backends import library
 from openmythos.cache import KVCache
-from openmythos.decode import DecodeStep, why_no_graph, why_no_step
+from openmythos.engine import DecodeStep, why_no_graph, why_no_step
 from tests.models import small_model, tokens
+
+# The package exports the function `generate`, which has the name of its module.
+generation, stepping = (importlib.import_module(f"openmythos.engine.{name}") for name in ("generate", "step"))
 
 LOOPS = 3
 
@@ -75,14 +79,14 @@ def test_addresses_stay() -> None:
     model, ids = small_model(), tokens(2, 5)
     cache, _ = prefilled(model, ids)
     step = DecodeStep(model, cache, LOOPS, tokens=20)
-    kept = [step(tokens(2, 1)), step.token, step.rows.position, step.rows.lengths, cache["prelude_0"]["c_kv"]]
+    kept = [step(tokens(2, 1)), step.token, step.rows.position, step.rows.seq_lens, cache["prelude_0"]["c_kv"]]
     before = [part.data_ptr() for part in kept]
     for _ in range(8):
         kept[0] = step(tokens(2, 1))
     kept[-1] = cache["prelude_0"]["c_kv"]
     assert [part.data_ptr() for part in kept] == before
     assert step.rows.position.tolist() == [14, 14]
-    assert step.rows.lengths.tolist() == [15, 15]
+    assert step.rows.seq_lens.tolist() == [15, 15]
     assert cache.length("coda_0") == 14
 
 
@@ -186,8 +190,8 @@ def test_generation_by_steps_draws_the_same_tokens(monkeypatch: pytest.MonkeyPat
         made.append(DecodeStep(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(openmythos.generation, "why_no_graph", lambda model: None)
-    monkeypatch.setattr(openmythos.generation, "DecodeStep", eager)
+    monkeypatch.setattr(generation, "why_no_graph", lambda model: None)
+    monkeypatch.setattr(generation, "DecodeStep", eager)
     eos = int(model.generate(ids, 12, LOOPS, temperature=0)[0, 8])
     for options in ({"temperature": 0}, {"top_k": 7}, {"temperature": 0, "eos_token_id": eos}):
         drawn = []
@@ -223,13 +227,13 @@ def test_the_second_call_captures_and_replays(monkeypatch: pytest.MonkeyPatch) -
     def capture(graph: RecordedGraph) -> Iterator[None]:
         RecordedGraph.captured.append(graph)
         graph.step = step
-        state = (step.rows.position, step.rows.lengths, step.logits, step.cache._buffer)
+        state = (step.rows.position, step.rows.seq_lens, step.logits, step.rows.buffer)
         before = [part.clone() for part in state]
         yield
         for part, old in zip(state, before, strict=True):
             part.copy_(old)
 
-    monkeypatch.setattr(decode, "why_no_graph", lambda model: None)
+    monkeypatch.setattr(stepping, "why_no_graph", lambda model: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(RecordedGraph, "captured", [])

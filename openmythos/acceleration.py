@@ -22,7 +22,7 @@ from openmythos.io.weights import (
 )
 from openmythos.memory import prefer_huge_pages, release_free_memory
 from openmythos.nn import OpenMythos
-from openmythos.source_model import CARRIED, Held, check_source
+from openmythos.upstream_check import CARRIED, Held, check_source
 
 _MOVED = (
     "this model is empty: openmythos.accelerate moved its weights into the model that it returned; use that one, or "

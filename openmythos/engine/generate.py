@@ -1,46 +1,19 @@
-"""Sampling from a model with a KV cache: top-k, temperature, end of sequence, streaming."""
+"""generate and stream: sampling from a model with a KV cache until the end of sequence."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from openmythos.cache import KVCache
-from openmythos.decode import DecodeStep, why_no_graph, without_dropout
-
-if TYPE_CHECKING:
-    from openmythos.nn.model import OpenMythos
+from openmythos.engine.sampling import sample
+from openmythos.engine.step import DecodeStep, why_no_graph, without_dropout
+from openmythos.nn import OpenMythos
+from openmythos.nn.model import check_vocabulary
 
 _log = logging.getLogger("openmythos")
-
-
-def check_vocabulary(input_ids: torch.Tensor, vocab_size: int) -> None:
-    """Raise ValueError when an id is outside 0..vocab_size-1. Reads the values (a device sync on a GPU)."""
-    if input_ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in input_ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(f"input_ids holds {low if low < 0 else high}: allowed is 0 to vocab_size-1={vocab_size - 1}")
-
-
-def sample(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int = 50, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """One token a row from softmax(logits / temperature) over the top_k (0: all). logits (B, V) -> (B, 1).
-
-    temperature 0 takes the largest logit; top_k above V means all; ties with the k-th logit stay in.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k > 0:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    return torch.multinomial(F.softmax(logits, dim=-1), num_samples=1, generator=generator)
 
 
 def _check(max_new_tokens: int, temperature: float, top_k: int, model: OpenMythos, input_ids: torch.Tensor) -> None:
@@ -137,9 +110,9 @@ def generate(
     eos_token_id a row that has produced it repeats it, and generation ends when every row has. `generator`
     seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off whatever the model's mode.
 
-    With `graph` every token after the first is one replay of a captured CUDA or HIP graph (openmythos.decode),
-    and room for all tokens is allocated at once. None uses a graph where there can be one; why not, otherwise,
-    is logged and is what `why_no_graph(model)` says.
+    With `graph` every token after the first is one replay of a captured CUDA or HIP graph (`DecodeStep`),
+    and room for all tokens is allocated at once. None uses a graph where there can be one; otherwise the reason,
+    that of `why_no_graph(model)`, is logged.
 
     Raises:
         ValueError: before anything runs, naming the argument, when the prompt is empty or holds an id

@@ -2,7 +2,7 @@
 
 The pages of libraries come and go as the kernel likes, and do not count.
 
-python -m tests.patch.memory [accelerate|copy|save|load] [float32|bfloat16] [small|mythos_1b]
+python -m tests.acceleration.memory [accelerate|copy|save|load] [float32|bfloat16] [small|mythos_1b]
 """
 
 from __future__ import annotations

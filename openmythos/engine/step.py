@@ -1,23 +1,21 @@
-"""One decode step that a CUDA or HIP graph can hold: nothing moves, nothing is allocated, nothing is read back.
+"""One decode step that a CUDA or HIP graph can hold: no reallocation, and no value is read back to the host.
 
-The token, its position, the cache's rows and the logits have addresses of their own; a kernel moves the position on.
-All loops run: a row that has halted goes on with weight zero, which is exact, so that no exit is decided on the host.
+The token, its position, the cache's rows and the logits keep their addresses; a kernel advances the position. All
+loops run: a sequence that has halted continues with weight zero, which is exact, so that the host decides no exit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
 from openmythos import dispatch
 from openmythos.cache import KVCache
-from openmythos.nn.pristine import explain_module, hooks_on_all_modules
-
-if TYPE_CHECKING:
-    from openmythos.nn.model import OpenMythos
+from openmythos.engine.cache import StepRows
+from openmythos.nn import OpenMythos
+from openmythos.nn.fusion import explain_module, hooks_on_all_modules
 
 
 @contextmanager
@@ -40,10 +38,12 @@ def why_no_step(model: OpenMythos) -> str | None:
     if hooks_on_all_modules():
         return "a hook on all modules sees every call"
     with without_dropout(model):
-        changed = explain_module(model)
-    if changed:
-        name, reason = next(iter(changed.items()))
-        return f"{name} {reason}: what a changed module does on the host would happen once, not at every step"
+        modified = explain_module(model)
+    if modified:
+        name, reason = next(iter(modified.items()))
+        return f"{name} {reason}: what a modified module does on the host would happen once, not at every step"
+    if not model.is_fusable():
+        return "a layer was replaced by a module of another kind"
     if torch.is_autocast_enabled(model.embed.weight.device.type):
         return "autocast is on: convert the model instead, by model.to(dtype)"
     return None
@@ -58,7 +58,7 @@ def why_no_graph(model: OpenMythos) -> str | None:
 
 
 def _waits(model: OpenMythos) -> str | None:
-    """The reference of the experts asks the device which of them have rows; the one reason of an op of ours."""
+    """The reference of the experts reads on the host which of them have rows; no other op of a step waits."""
     ffn = model.recurrent.block.ffn
     if ffn.topk == 0:
         return None
@@ -77,7 +77,7 @@ class DecodeStep:
 
     `cache` holds the prompt, at the same length for every sequence, and keeps what the steps append. With `graph` the
     first call runs as usual, which compiles what has to be compiled; the second captures, and it and all later ones
-    replay. The logits (B, 1, V) are overwritten by the next call. Weights may change in place, but a graph knows the
+    replay. The logits (B, 1, V) are overwritten by the next call. Weights may change in place, but a graph holds the
     addresses that they had: a model that was moved or cast needs a new step.
 
     Raises:
@@ -93,9 +93,9 @@ class DecodeStep:
             raise ValueError(f"graph={graph}: {reason}")
         self.model, self.cache, self.tokens = model, cache, tokens
         self.loops = model.recurrent.loops(n_loops)
-        self.rows = cache.fix(model.cache_keys(self.loops), tokens, model.rope)
+        self.rows = StepRows(cache, model.cache_keys(self.loops), tokens, model.rope)
         device = model.embed.weight.device
-        self.token = torch.zeros((self.rows.position.shape[0], 1), dtype=torch.int64, device=device)
+        self.token = torch.zeros((self.rows.batch, 1), dtype=torch.int64, device=device)
         self.logits: torch.Tensor | None = None
         self._wants_graph, self._graph = graph, None
 
@@ -104,11 +104,10 @@ class DecodeStep:
         """token (B, 1) integers -> logits (B, 1, V).
 
         Raises:
-            ValueError: when the cache is full, or somebody else changed it.
+            ValueError: when the cache is full or was changed by another call, or the model was modified.
         """
-        held = self.cache.length(self.rows.keys[0])
-        if held >= self.tokens:
-            raise ValueError(f"tokens={self.tokens}: the step was made for no more, and the cache holds {held}")
+        if self.rows.start >= self.tokens:
+            raise ValueError(f"tokens={self.tokens}: the cache holds {self.rows.start}; make a step with more tokens")
         if not self.rows.current():
             raise ValueError("kv_cache: was extended or allocated anew behind this step; make another one")
         self.token.copy_(token)
@@ -119,11 +118,16 @@ class DecodeStep:
                 self._capture().replay()
             else:
                 self._run()
-        self.rows.count()
+        self.rows.commit()
         return self.logits
 
     def _run(self) -> None:
-        logits = self.model.decode(self.token, self.rows, self.loops)
+        model, rows = self.model, self.rows
+        if not model.is_fusable():
+            raise ValueError("the model was modified behind this step; undo that, or decode by model(...)")
+        cos_sin = model.rope.index_select(0, rows.position[:1])
+        logits = model.run(model.embedded(self.token), cos_sin, None, self.loops, rows, last_token_only=True)
+        rows.advance()
         if self.logits is None:
             self.logits = torch.empty_like(logits)
         self.logits.copy_(logits)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmythos import generation
 from openmythos.cache import KVCache
+from openmythos.engine import sample
 from tests.models import small_model, tokens
 
 ATTENTION = pytest.mark.parametrize("attn_type", ["mla", "gqa"])
@@ -44,7 +44,7 @@ def test_top_k_of_one_is_greedy() -> None:
 
 def test_sample_draws_from_the_top_k_with_their_probabilities() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, -1.0, 1.0]]).expand(20000, -1)
-    drawn = generation.sample(logits, temperature=0.5, top_k=2, generator=torch.Generator().manual_seed(0))
+    drawn = sample(logits, temperature=0.5, top_k=2, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(drawn.flatten(), minlength=5) / 20000
     want = torch.softmax(torch.tensor([float("-inf"), 4.0, 2.0, float("-inf"), 2.0]), -1)
     assert (found - want).abs().max() < 0.015, "ties with the k-th logit stay in"
@@ -53,7 +53,7 @@ def test_sample_draws_from_the_top_k_with_their_probabilities() -> None:
 def test_sample_leaves_the_logits_alone() -> None:
     logits = torch.randn(2, 9)
     before = logits.clone()
-    generation.sample(logits, 0.7, 3)
+    sample(logits, 0.7, 3)
     assert torch.equal(logits, before)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import openmythos
-from openmythos import patch
+from openmythos import acceleration
 from tests.io.checkpoints import ATTENTION, assert_same, weights
 from tests.models import tokens
 from tests.tolerances import errors
@@ -196,7 +196,7 @@ def test_our_own_model_is_cast(copied: bool) -> None:
         assert_same(original, expected)
 
 
-class _FailingMover(patch._Mover):
+class _FailingMover(acceleration._Mover):
     """Fails at its third tensor, or at its last ones."""
 
     error: BaseException = MemoryError()
@@ -221,7 +221,7 @@ def test_an_error_gives_everything_back(
     monkeypatch.setattr(_FailingMover, "error", error)
     monkeypatch.setattr(_FailingMover, "after", after)
     with monkeypatch.context() as patched:
-        patched.setattr(patch, "_Mover", _FailingMover)
+        patched.setattr(acceleration, "_Mover", _FailingMover)
         with pytest.raises(type(error)):
             openmythos.accelerate(theirs, dtype)
     assert all(torch.equal(value, state[name]) for name, value in theirs.state_dict().items())
@@ -234,7 +234,7 @@ def test_an_error_gives_everything_back(
 def test_an_interrupted_narrowing_cast_warns_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, _ = pair()
     state = {name: value.clone() for name, value in theirs.state_dict().items()}
-    monkeypatch.setattr(patch, "_Mover", _FailingMover)
+    monkeypatch.setattr(acceleration, "_Mover", _FailingMover)
     with pytest.warns(UserWarning, match="3 weights of the source are rounded"), pytest.raises(MemoryError):
         openmythos.accelerate(theirs, torch.bfloat16)
     rounded = 0
@@ -253,7 +253,7 @@ def test_no_room_for_the_stack_leaves_the_source_whole(monkeypatch: pytest.Monke
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(patch, "_allocate", no_room)
+        patched.setattr(acceleration, "_allocate", no_room)
         with pytest.raises(RuntimeError, match="out of memory"):
             openmythos.accelerate(theirs, torch.bfloat16)
     assert all(torch.equal(value, state[name]) for name, value in theirs.state_dict().items())

@@ -1,0 +1,30 @@
+"""The key/value cache: slots with a length for each sequence, and the same as upstream's dict of layer-keys."""
+
+from __future__ import annotations
+
+from openmythos.cache.core import FIRST_CAPACITY, Layout, Rows, SlotCache
+from openmythos.cache.mapping import (
+    NORMALISED,
+    CacheEntry,
+    KVCache,
+    cached_tokens,
+    layer_keys,
+    mirror,
+    open_rows,
+    storage_of,
+)
+
+__all__ = [
+    "FIRST_CAPACITY",
+    "NORMALISED",
+    "CacheEntry",
+    "KVCache",
+    "Layout",
+    "Rows",
+    "SlotCache",
+    "cached_tokens",
+    "layer_keys",
+    "mirror",
+    "open_rows",
+    "storage_of",
+]
