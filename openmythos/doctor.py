@@ -1,8 +1,7 @@
-"""What this machine has, and which backend serves which op, with the reason why each other one does not."""
+"""`openmythos doctor`: what the machine has, which backend serves each op, and why the others do not."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,9 +16,11 @@ from rich.text import Text
 import openmythos
 from openmythos import dispatch
 from openmythos.backends import library
+from openmythos.host import cores, cpu_name, version_of
 from openmythos.samples import samples
+from openmythos.terminal import console, table_box
 
-# PyTorch's own: without it gfx1151 has no fused attention.
+# PyTorch's own variable: without it gfx1151 has no fused attention.
 AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 VARIABLES = (
     "OPENMYTHOS_BACKEND",
@@ -34,47 +34,10 @@ VARIABLES = (
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # name -> (new tokens, cached tokens)
 CALLS = {"decode": (1, 128), "prefill": (128, 0)}
-PIPE_WIDTH = 400
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that folds no line when nobody watches."""
-    out = Console(stderr=stderr, highlight=False)
-    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
-
-
-def table_box(out: Console) -> box.Box:
-    """Rules for a terminal, a Markdown table for a pipe or a file."""
-    return box.SIMPLE_HEAD if out.is_terminal else box.MARKDOWN
-
-
-def version_of(*distributions: str) -> str | None:
-    """Version of the first of these distributions that is installed."""
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def cpu_name() -> str:
-    """The processor's name as its maker writes it, or the architecture where the system does not tell."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Logical cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ask(question: Callable[[], object]) -> object:
-    """The answer, or the error as a sentence: a doctor reports what is broken and goes on."""
+def _try(question: Callable[[], object]) -> object:
+    """The answer, or the error as text: one broken part must not end the report."""
     try:
         return question()
     except Exception as error:
@@ -105,14 +68,14 @@ def _gpus() -> list[str] | str:
 
 
 def _native() -> dict[str, object]:
-    """The compiled parts: the op library, and the module that tells what the CPU can run."""
+    """The compiled parts: the op library, and the module that reports what the CPU can run."""
     reason = library.missing()
     if reason is not None:
         return {"library": f"missing: {reason}", "cpu isa": "none: plain PyTorch serves every op"}
     facts: dict[str, object] = {
         "library": "loaded",
-        "cpu isa": _ask(library.cpu_isa),
-        "gpu code": _ask(library.gpu_code),
+        "cpu isa": _try(library.cpu_isa),
+        "gpu code": _try(library.gpu_code),
     }
     try:
         from openmythos import _native as native
@@ -131,13 +94,13 @@ def _threads() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Our variables that are set; one that looks like ours but is not is named as such."""
+    """The variables that are set; unknown names with our prefix are marked."""
     ours = {name: value for name, value in os.environ.items() if name.startswith("OPENMYTHOS_") or name in VARIABLES}
     return {name: value if name in VARIABLES else f"{value} (no such variable)" for name, value in ours.items()}
 
 
 def _warnings() -> list[str] | str:
-    """What works here, but slower than it could."""
+    """What works here, but slower than it could be."""
     if not (torch.version.hip and torch.cuda.is_available()) or os.environ.get(AOTRITON) == "1":
         return "none"
     names = [torch.cuda.get_device_properties(index).gcnArchName for index in range(torch.cuda.device_count())]
@@ -145,20 +108,20 @@ def _warnings() -> list[str] | str:
     if not slow:
         return "none"
     return [
-        f"{', '.join(slow)}: torch counts its fused attention for gfx1151 as experimental and leaves it out unless "
-        f"{AOTRITON}=1 is set before the start; scaled_dot_product_attention then takes its slow path, which writes "
-        "all scores to memory"
+        f"{', '.join(slow)}: torch disables its experimental fused attention for gfx1151, so that "
+        "scaled_dot_product_attention writes all scores to memory; "
+        f"set {AOTRITON}=1 before the start to enable it"
     ]
 
 
 def _decisions() -> list[dict[str, object]]:
-    """One record per device, op, dtype and size of call, with every backend's decision."""
+    """One record for each device, op, dtype and call size, with the decision of every backend."""
     records = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for dtype in DTYPES:
             for size, (tokens, past) in CALLS.items():
                 for op, call in sorted(samples(dtype, device, tokens, past).items()):
-                    answer = _ask(lambda op=op, call=call: dispatch.explain(op, call))
+                    answer = _try(lambda op=op, call=call: dispatch.explain(op, call))
                     record = {"device": device, "op": op, "dtype": str(dtype).removeprefix("torch."), "call": size}
                     records.append(record | _decision(answer))
     return records
@@ -175,14 +138,14 @@ def _decision(answer: list[dispatch.Decision] | str) -> dict[str, object]:
 def examine() -> dict[str, object]:
     """Everything that `openmythos doctor` reports, as plain data."""
     return {
-        "versions": _ask(_versions),
+        "versions": _try(_versions),
         "cpu": cpu_name(),
-        "gpus": _ask(_gpus),
-        "native": _ask(_native),
-        "threads": _ask(_threads),
+        "gpus": _try(_gpus),
+        "native": _try(_native),
+        "threads": _try(_threads),
         "environment": _environment(),
-        "warnings": _ask(_warnings),
-        "dispatch": _ask(_decisions),
+        "warnings": _try(_warnings),
+        "dispatch": _try(_decisions),
     }
 
 
@@ -203,7 +166,7 @@ def _facts_table(report: dict[str, object], out: Console) -> Table:
 
 
 def _grouped(records: list[dict]) -> dict[tuple, dict[str, list[str]]]:
-    """{(device, op, outcome): {call: dtypes}}: calls with one outcome share a row."""
+    """{(device, op, outcome): {call: dtypes}}: calls with the same outcome share a line."""
     groups: dict[tuple, dict[str, list[str]]] = {}
     for record in records:
         key = (record["device"], record["op"], record["chosen"], tuple(record["rejected"].items()))
@@ -212,7 +175,7 @@ def _grouped(records: list[dict]) -> dict[tuple, dict[str, list[str]]]:
 
 
 def _when(calls: dict[str, list[str]]) -> str:
-    """ "decode float32, bfloat16; prefill float32", or the dtypes alone where every size of call agrees."""
+    """ "decode float32, bfloat16; prefill float32", or only the dtypes where both call sizes agree."""
     dtypes = list(calls.values())
     if len(calls) == len(CALLS) and all(names == dtypes[0] for names in dtypes):
         return ", ".join(dtypes[0])
@@ -220,10 +183,10 @@ def _when(calls: dict[str, list[str]]) -> str:
 
 
 def _dispatch_table(records: list[dict], out: Console) -> Table:
-    table = Table("device", "op", "calls", "served by", "the others, and why not", box=table_box(out))
+    table = Table("device", "op", "calls", "served by", "why not the others", box=table_box(out))
     for (device, op, chosen, rejected), calls in sorted(_grouped(records).items(), key=lambda item: item[0][:2]):
         others = "; ".join(f"{backend}: {reason}" for backend, reason in rejected)
-        table.add_row(device, op, _when(calls), chosen or "nothing", Text(others or "there is no other"))
+        table.add_row(device, op, _when(calls), chosen or "nothing", Text(others or "there are none"))
     return table
 
 
@@ -237,7 +200,7 @@ def doctor(*, as_json: bool = False) -> int:
     out.print("This machine")
     out.print(_facts_table(report, out))
     if isinstance(report["dispatch"], str):
-        out.print(Text(f"The dispatch table could not be asked: {report['dispatch']}"))
+        out.print(Text(f"The dispatch table could not be read: {report['dispatch']}"))
     else:
         out.print("Backends by op (decode: 1 token after 128 cached ones; prefill: 128 tokens)")
         out.print(_dispatch_table(report["dispatch"], out))

@@ -1,4 +1,4 @@
-"""How far two models' logits are apart."""
+"""How far the logits of two models differ."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CLEAR_MARGIN = 0.3
 
 
 class Agreement(NamedTuple):
-    """Against the baseline's logits: relative error, shares of equal argmax, and mean KL divergence in nats.
+    """Against the baseline's logits: relative error, share of equal argmax, and mean KL divergence in nats.
 
-    `argmax_clear` is the share among the positions where the baseline's two best logits differ by more
-    than CLEAR_MARGIN, None when there are none.
+    `argmax_clear`: the share among positions where the two best logits of the baseline differ by more than
+    CLEAR_MARGIN, or None when there are none.
     """
 
     error: float

@@ -1,4 +1,4 @@
-"""Says what the demo is doing: one live line in a terminal, plain lines in a log."""
+"""Progress of the demo: one live line in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG_SECONDS = 10.0
 class Progress:
     """Progress on standard error.
 
-    While a model is timed nothing may tick beside it, so the live line is redrawn by `step` alone.
+    No thread may run beside a timed model, so only `step` redraws the live line.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Progress:
         self._live.start(refresh=True)
 
     def phase(self, text: str) -> None:
-        """Begin something untimed that takes a while."""
+        """Begin an untimed phase."""
         self._begin(f"{text} ..." if self._console.is_terminal else text, ticking=True)
 
     def rounds(self, text: str) -> None:
@@ -58,7 +58,7 @@ class Progress:
         self._begin(text, ticking=False)
 
     def step(self, title: str, detail: str) -> None:
-        """One call of what `rounds` began; a log gets a line now and then."""
+        """One call within the rounds; a log gets a line every LOG_SECONDS."""
         if self._live is not None:
             self._live.update(f"{self.elapsed:5.0f} s  {title}, {detail}", refresh=True)
         elif not self._console.is_terminal and self.elapsed - self._logged >= LOG_SECONDS:

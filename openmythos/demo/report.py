@@ -1,4 +1,4 @@
-"""The demo's results as one table, as JSON and as a picture."""
+"""The results of the demo as a table, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from openmythos.demo.contenders import BASELINE
 from openmythos.demo.measure import Phase
 from openmythos.demo.metrics import agreement
-from openmythos.doctor import table_box
+from openmythos.demo.models import BASELINE
+from openmythos.terminal import table_box
+from openmythos.timing import speedup
 
 HEADERS = ("", "time", "speedup", "error", "argmax", "KL", "KV B/tok")
-# From this width on a table has room for a column of backends; narrower ones get lines below.
+# Terminals of at least this width show the backends in a column, narrower ones in lines below the table.
 WIDE = 130
 
 
 @dataclass
 class Row:
-    """One contender in one phase. Error, argmax shares and KL are against the baseline's logits, None for itself."""
+    """One model in one phase. Error, argmax shares and KL are against the baseline's logits, None for the baseline."""
 
     phase: str
-    contender: str
+    model: str
     seconds: float
     speedup: float
     error: float | None
@@ -42,7 +43,7 @@ class Row:
 
 
 def rows_of(phase: Phase) -> list[Row]:
-    """Medians over the rounds; the speed-up is the median of each round's own ratio."""
+    """Medians over the rounds; the speed-up is the median of the ratios within each round."""
     base = phase.seconds[BASELINE]
     rows = []
     for name, seconds in phase.seconds.items():
@@ -52,7 +53,7 @@ def rows_of(phase: Phase) -> list[Row]:
                 phase.name,
                 name,
                 median(seconds),
-                median(slow / fast for slow, fast in zip(base, seconds, strict=True)),
+                speedup(seconds, base).median,
                 *scores,
                 phase.kv_bytes_per_token.get(name),
                 _by_op(phase.backends.get(name, Counter())),
@@ -91,7 +92,7 @@ def _share(value: float | None) -> str:
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.contender,
+        row.model,
         _time(row.seconds),
         f"{row.speedup:.2f}x",
         "" if row.error is None else f"{row.error:.1e}",
@@ -102,7 +103,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def table(rows: Sequence[Row], out: Console) -> Group:
-    """The one table of the demo: a section per phase, a row per contender, the backends beside or below it."""
+    """The table of the demo: a section for each phase, a line for each model, the backends beside it or below."""
     wide = out.width >= WIDE
     drawn = Table(box=table_box(out), pad_edge=wide, collapse_padding=not wide)
     for header in HEADERS:
@@ -116,13 +117,13 @@ def table(rows: Sequence[Row], out: Console) -> Group:
             if row.phase == phase:
                 backends = backends_text(row.backends) or "PyTorch, eager"
                 drawn.add_row(*map(Text, [*_cells(row), backends][: len(drawn.columns)]))
-                below += [Text(f"{phase}, {row.contender}: {backends}")] if row.backends and not wide else []
+                below += [Text(f"{phase}, {row.model}: {backends}")] if row.backends and not wide else []
         drawn.add_section()
     return Group(drawn, *below)
 
 
 def _write(path: Path, write: object) -> None:
-    """Call write(temporary path), then give the file its name in one step, so that no half file is ever there."""
+    """Call write(temporary path), then rename the file in one step, so that a failure leaves no partial file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
@@ -132,13 +133,13 @@ def _write(path: Path, write: object) -> None:
 
 
 def save_json(path: Path, facts: dict[str, object], rows: Sequence[Row]) -> None:
-    """`facts` about the run, and the rows with the seconds of every round."""
+    """Save `facts` about the run, and the rows with the seconds of every round."""
     text = json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=2)
     _write(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def save_png(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Bars of the speed-up, one panel a phase, with time and logit error written beside each."""
+    """Bars of the speed-up, one panel for each phase, labelled with time and logit error."""
     from matplotlib.figure import Figure
 
     phases = list(dict.fromkeys(row.phase for row in rows))
@@ -147,7 +148,7 @@ def save_png(path: Path, title: str, rows: Sequence[Row]) -> None:
     for axes, phase in zip(figure.subplots(len(phases), 1, squeeze=False)[:, 0], phases, strict=True):
         shown = [row for row in rows if row.phase == phase]
         colors = ["tab:blue" if row.backends else "tab:gray" for row in shown]
-        bars = axes.barh([row.contender for row in shown], [row.speedup for row in shown], color=colors)
+        bars = axes.barh([row.model for row in shown], [row.speedup for row in shown], color=colors)
         labels = [f"{row.speedup:.2f}x, {_time(row.seconds)}{_error(row)}" for row in shown]
         axes.bar_label(bars, labels, padding=4, fontsize=8)
         axes.set_xlim(0, 1.6 * max(row.speedup for row in shown))

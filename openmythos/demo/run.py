@@ -1,4 +1,4 @@
-"""Runs the demo: build, warm up, time, compare, print, save."""
+"""Run the demo: build, warm up, time, compare, save, print."""
 
 from __future__ import annotations
 
@@ -11,38 +11,24 @@ import openmythos
 from openmythos import dispatch
 from openmythos.backends import library
 from openmythos.demo import measure, report
-from openmythos.demo.contenders import SEED, Contender, DemoError, build, check_packages
+from openmythos.demo.models import SEED, ComparedModel, DemoError, build, check_packages
 from openmythos.demo.progress import Progress
 from openmythos.demo.text import LENGTH, tokens
-from openmythos.doctor import console, cores, cpu_name, version_of
+from openmythos.host import available_memory, cores, cpu_name, peak_resident_memory, version_of
+from openmythos.terminal import console
 
-# Seconds after which no further round is begun, and the share of them that ends the prefill rounds.
+# Seconds after which no round begins, and the share of them that prefill may use.
 BUDGET = {"1b": 300.0, "small": 25.0}
 PREFILL_SHARE = 0.7
 PREFILL_ROUNDS, DECODE_ROUNDS = 5, 48
-# Timed rounds of prefill and decode that are made even when time is up.
-LEAST = {"1b": (2, 3), "small": (3, 5)}
-# Measured peak of the whole run, in bytes, with a little room.
+# Timed rounds of prefill and of decode that run even when the time is up.
+MIN_ROUNDS = {"1b": (2, 3), "small": (3, 5)}
+# Measured peak of the whole run in bytes, rounded up.
 MEMORY = {"1b": 13.8e9, "small": 1.0e9}
 
 
-def _memory(path: str, field: str) -> int | None:
-    """Bytes that the system reports under `field` in a file of /proc, None where it does not tell."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-    except OSError:
-        return None
-    return int(fields[field].split()[0]) * 1024 if field in fields else None
-
-
-def _available_memory() -> int | None:
-    """Bytes that new programs can have without swapping."""
-    return _memory("/proc/meminfo", "MemAvailable")
-
-
 def _prepare(size: str, out: Path) -> None:
-    """Raise DemoError for everything that can be known to fail before minutes are spent."""
+    """Raise DemoError for every failure that can be detected before minutes are spent."""
     check_packages()
     try:
         dispatch.environment_backend()
@@ -52,14 +38,14 @@ def _prepare(size: str, out: Path) -> None:
         raise DemoError(f"--out {out}: {error.strerror}") from error
     except (ValueError, RuntimeError) as error:
         raise DemoError(str(error)) from error
-    free = _available_memory()
+    free = available_memory()
     if free is not None and free < MEMORY[size]:
         hint = "" if size == "small" else "; --size small (make demo SIZE=small) needs far less"
         raise DemoError(f"needs {MEMORY[size] / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free{hint}")
 
 
-def _facts(size: str, contenders: list[Contender], seconds: float) -> dict[str, object]:
-    model = contenders[-1].model
+def _facts(size: str, models: list[ComparedModel], seconds: float) -> dict[str, object]:
+    model = models[-1].model
     return {
         "openmythos": openmythos.__version__,
         "upstream": version_of("open-mythos"),
@@ -76,7 +62,7 @@ def _facts(size: str, contenders: list[Contender], seconds: float) -> dict[str, 
         "prompt_tokens": measure.PROMPT,
         "loops": measure.LOOPS,
         "seconds": round(seconds, 1),
-        "peak_memory_bytes": _memory("/proc/self/status", "VmHWM"),
+        "peak_memory_bytes": peak_resident_memory(),
     }
 
 
@@ -89,40 +75,40 @@ def _title(facts: dict[str, object]) -> str:
 
 
 def _measure(
-    contenders: list[Contender], size: str, most: int | None, progress: Progress
+    models: list[ComparedModel], size: str, rounds: int | None, progress: Progress
 ) -> tuple[measure.Phase, measure.Phase]:
-    budget, least = BUDGET[size], LEAST[size]
-    prefill_most = most or PREFILL_ROUNDS
-    decode_most = min(most or DECODE_ROUNDS, LENGTH - measure.PROMPT - 1)
-    ids = tokens(measure.PROMPT + 1 + decode_most)
+    budget, min_rounds = BUDGET[size], MIN_ROUNDS[size]
+    prefill_rounds = rounds or PREFILL_ROUNDS
+    decode_rounds = min(rounds or DECODE_ROUNDS, LENGTH - measure.PROMPT - 1)
+    ids = tokens(measure.PROMPT + 1 + decode_rounds)
     deadline = progress.elapsed + PREFILL_SHARE * (budget - progress.elapsed)
-    limits = measure.Limits(least[0], prefill_most, deadline)
-    prefill, caches = measure.prefill(contenders, ids, limits, progress)
-    limits = measure.Limits(least[1], decode_most, budget)
-    return prefill, measure.decode(contenders, ids, caches, limits, progress)
+    limits = measure.Limits(min_rounds[0], prefill_rounds, deadline)
+    prefill, caches = measure.prefill(models, ids, limits, progress)
+    limits = measure.Limits(min_rounds[1], decode_rounds, budget)
+    return prefill, measure.decode(models, ids, caches, limits, progress)
 
 
 def run_demo(size: str, out: Path, rounds: int | None = None) -> None:
-    """Print the comparison and leave it as demo.json and demo.png in the folder `out`.
+    """Print the comparison and write demo.json and demo.png to the folder `out`.
 
-    size is "1b" or "small"; `rounds` bounds the timed rounds of each kind, which time bounds too.
+    size: "1b" or "small". rounds: the most timed rounds of each kind; a time budget limits them too.
 
     Raises:
-        DemoError: when a package, memory or the folder is missing, or a backend asked for cannot serve.
+        DemoError: when a package or memory is missing, `out` is no folder, or a selected backend cannot serve.
     """
     _prepare(size, out)
     with Progress() as progress:
-        contenders = build(size, progress)
+        models = build(size, progress)
         try:
-            # An outer context keeps the casts that the inner ones make, so that upstream under autocast is
-            # timed without casting its weights again at each call.
+            # An outer autocast context keeps the weight casts of the inner ones, so that upstream under autocast
+            # is timed without casting its weights in every call.
             with torch.autocast("cpu", enabled=False):
-                phases = _measure(contenders, size, rounds, progress)
+                phases = _measure(models, size, rounds, progress)
         except dispatch.BackendError as error:
             raise DemoError(str(error)) from error
         progress.phase("compare the logits")
         rows = [row for phase in phases for row in report.rows_of(phase)]
-        facts = _facts(size, contenders, progress.elapsed)
+        facts = _facts(size, models, progress.elapsed)
         progress.phase("write demo.json and demo.png")
         _save(out, facts, rows)
     _print(out, facts, rows, [len(next(iter(phase.seconds.values()))) for phase in phases])

@@ -1,4 +1,4 @@
-"""The text that the demo feeds to both models, one byte a token."""
+"""The text of the demo, one token for each byte."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tokens(count: int) -> torch.Tensor:
     """The first `count` bytes of the text as token ids, int64 (1, count).
 
     Raises:
-        ValueError: when the text is shorter, or count is below 1.
+        ValueError: when count is below 1 or above the length of the text.
     """
     if not 0 < count <= LENGTH:
         raise ValueError(f"count={count}: allowed is 1 to the text's length, {LENGTH}")

@@ -1,11 +1,8 @@
-"""Ceilings of machines: bytes and FLOPs a second, and memory; measured here or given."""
+"""Ceilings of machines: bandwidth, FLOP rates and memory, measured here or given."""
 
 from __future__ import annotations
 
-import os
 import re
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from openmythos.backends.library import cpu_isa
-from openmythos.doctor import cpu_name
+from openmythos.host import cpu_name, total_memory
 from openmythos.roofline.cost import Cost
+from openmythos.timing import median_seconds
 
 STREAM_BYTES = 256 * 2**20
 LINEAR_ROWS, LINEAR_WIDTH = 512, 2048
@@ -22,7 +20,7 @@ LINEAR_ROWS, LINEAR_WIDTH = 512, 2048
 
 @dataclass(frozen=True)
 class Machine:
-    """A name, bytes a second, FLOPs a second by dtype, bytes of memory, and where these numbers come from."""
+    """A name, bytes a second, FLOPs a second by dtype, bytes of memory, and the source of these numbers."""
 
     name: str
     bandwidth: float
@@ -34,20 +32,18 @@ class Machine:
         """FLOPs a second in `dtype`.
 
         Raises:
-            ValueError: when nobody gave or measured one.
+            ValueError: when there is none.
         """
         if dtype not in self.flops:
-            raise ValueError(
-                f"dtype={dtype!r}: {self.name} has rates for {', '.join(self.flops)}; give one by --flops"
-            )
+            raise ValueError(f"dtype={dtype!r}: {self.name} has rates for {', '.join(self.flops)}; pass --flops")
         return self.flops[dtype]
 
     def floor(self, cost: Cost, dtype: str) -> float:
-        """Seconds that no implementation can beat: the slower of moving the bytes and of doing the FLOPs."""
+        """The fewest seconds possible: the longer of moving the bytes and doing the FLOPs."""
         return max(cost.bytes / self.bandwidth, cost.flops / self.rate(dtype))
 
     def bound(self, cost: Cost, dtype: str) -> str:
-        """Which of the two it is: "bytes" or "FLOPs"."""
+        """What bounds the floor: "bytes" or "FLOPs"."""
         return "bytes" if cost.bytes / self.bandwidth >= cost.flops / self.rate(dtype) else "FLOPs"
 
 
@@ -60,23 +56,13 @@ MACHINES = {
         212e9,
         {"bfloat16": 59e12, "float16": 59e12},
         128e9,
-        "measured by others: bytes a second; the peak of 40 CUs at 2.9 GHz: FLOPs a second",
+        "bandwidth measured by others; FLOP rate: the peak of 40 CUs at 2.9 GHz",
     ),
 }
 
 
-def _median_seconds(function: Callable[[], object], rounds: int = 5) -> float:
-    function()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def device_name() -> str:
-    """This machine's accelerator, or its processor, instruction set and threads, fit for a folder's name."""
+    """The GPU, or the processor, its instruction set and the thread count, as the name of a folder."""
     if torch.cuda.is_available():
         words = torch.cuda.get_device_name()
     else:
@@ -85,23 +71,19 @@ def device_name() -> str:
 
 
 def _measure_gpu(say: Callable[[str], None]) -> Machine:
-    """The GPU's ceilings: a copy of 4 GB, and a matrix product of 8192 cubed."""
+    """The GPU's ceilings: a copy of 4 GB, and matrix products of 8192 x 8192 x 8192."""
     device = torch.device("cuda")
     memory = float(torch.cuda.get_device_properties(device).total_memory)
-
-    def waiting(function: Callable[[], object]) -> Callable[[], object]:
-        return lambda: (function(), torch.cuda.synchronize())
-
     say("measuring a copy")
     source = torch.empty(2**31, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _median_seconds(waiting(lambda: target.copy_(source)))
+    bandwidth = 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
     flops = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         say(f"measuring a matrix product in {name}")
         x, y = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
-        flops[name] = 2 * 8192**3 / _median_seconds(waiting(lambda x=x, y=y: x @ y))
+        flops[name] = 2 * 8192**3 / median_seconds(lambda x=x, y=y: x @ y)
     return Machine(torch.cuda.get_device_name(), bandwidth, flops, memory, "measured now")
 
 
@@ -109,8 +91,8 @@ def _measure_cpu(say: Callable[[str], None]) -> Machine:
     """This CPU's ceilings: a streaming read of 256 MB, and F.linear at 512 rows, in about three seconds."""
     say("measuring a streaming read")
     block = torch.ones(STREAM_BYTES // 4)
-    bandwidth = STREAM_BYTES / _median_seconds(block.sum)
-    memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    bandwidth = STREAM_BYTES / median_seconds(block.sum)
+    memory = float(total_memory())
     flops = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
@@ -118,13 +100,13 @@ def _measure_cpu(say: Callable[[str], None]) -> Machine:
         x = torch.randn(LINEAR_ROWS, LINEAR_WIDTH).to(dtype)
         weight = torch.randn(4 * LINEAR_WIDTH, LINEAR_WIDTH).to(dtype)
         flops[name] = (
-            2 * x.shape[0] * weight.numel() / _median_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
+            2 * x.shape[0] * weight.numel() / median_seconds(lambda x=x, weight=weight: F.linear(x, weight), 3)
         )
-    # without bfloat16 instructions the fastest way is to widen to float32
+    # without bfloat16 instructions, widening to float32 is fastest
     flops["bfloat16"] = max(flops.values())
     return Machine(cpu_name(), bandwidth, flops, memory, f"measured now, {torch.get_num_threads()} threads")
 
 
 def measure(say: Callable[[str], None] = lambda _text: None) -> Machine:
-    """The ceilings of this machine's GPU, or of its CPU where it has none; a few seconds."""
+    """Measure the ceilings of the GPU, or of the CPU where there is no GPU, in a few seconds."""
     return _measure_gpu(say) if torch.cuda.is_available() else _measure_cpu(say)

@@ -1,4 +1,4 @@
-"""The demo: its numbers, its fairness, and how it fails."""
+"""The demo: its results, the fairness of its rounds, and its errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from openmythos import KVCache, MythosConfig, OpenMythos
 from openmythos.cli import main
-from openmythos.demo import contenders, measure, report, run
+from openmythos.demo import measure, models, report, run
 from openmythos.demo.metrics import agreement
 from openmythos.demo.progress import Progress
 from openmythos.demo.text import LENGTH, tokens
@@ -70,26 +70,26 @@ class TestMetrics:
 
 
 class _Clock:
-    """Contenders that write down when they are called, and logits that tell them apart."""
+    """Models that record when they are called, and whose logits differ."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def contender(self, name: str, index: int) -> contenders.Contender:
-        def model(ids: torch.Tensor, n_loops: int, kv_cache: MutableMapping, start_pos: int) -> torch.Tensor:
+    def model(self, name: str, index: int) -> models.ComparedModel:
+        def forward(ids: torch.Tensor, n_loops: int, kv_cache: MutableMapping, start_pos: int) -> torch.Tensor:
             self.calls.append(f"{name}@{start_pos}")
             kv_cache.setdefault("layer", {"k": torch.zeros(1, 0, 3)})
             past = kv_cache["layer"]["k"]
             kv_cache["layer"] = {"k": torch.cat((past, torch.zeros(1, ids.shape[1], 3)), dim=1)}
             return torch.full((1, ids.shape[1], 4), float(index + start_pos))
 
-        return contenders.Contender(name, model, dict)
+        return models.ComparedModel(name, forward, dict)
 
 
 class TestRounds:
-    def test_contenders_take_turns_over_the_same_tokens(self) -> None:
+    def test_models_take_turns_over_the_same_tokens(self) -> None:
         clock = _Clock()
-        pair = [clock.contender("a", 0), clock.contender("b", 1000)]
+        pair = [clock.model("a", 0), clock.model("b", 1000)]
         ids = tokens(measure.PROMPT + 4)
         with Progress() as progress:
             prefill, caches = measure.prefill(pair, ids, measure.Limits(1, 2, math.inf), progress)
@@ -101,17 +101,17 @@ class TestRounds:
         assert decode.logits["b"][:, 0].tolist() == [1128.0, 1129.0, 1130.0, 1131.0]
         assert decode.kv_bytes_per_token["a"] == 3 * 4
 
-    @pytest.mark.parametrize(("least", "most", "made"), [(1, 5, 1), (3, 5, 3), (3, 2, 2)])
-    def test_time_ends_the_rounds_after_the_least(self, least: int, most: int, made: int) -> None:
+    @pytest.mark.parametrize(("min_rounds", "max_rounds", "made"), [(1, 5, 1), (3, 5, 3), (3, 2, 2)])
+    def test_time_ends_the_rounds_after_the_minimum(self, min_rounds: int, max_rounds: int, made: int) -> None:
         clock = _Clock()
-        limits = measure.Limits(least, most, 0.0)
+        limits = measure.Limits(min_rounds, max_rounds, 0.0)
         with Progress() as progress:
-            prefill, _ = measure.prefill([clock.contender("a", 0)], tokens(measure.PROMPT), limits, progress)
+            prefill, _ = measure.prefill([clock.model("a", 0)], tokens(measure.PROMPT), limits, progress)
         assert len(prefill.seconds["a"]) == made
 
     def test_ratio_is_the_median_of_the_rounds_own_ratios(self) -> None:
-        phase = measure.Phase("p", seconds={contenders.BASELINE: [1.0, 10.0, 3.0], "fast": [0.5, 1.0, 3.0]})
-        phase.logits = {contenders.BASELINE: torch.eye(3), "fast": torch.eye(3)}
+        phase = measure.Phase("p", seconds={models.BASELINE: [1.0, 10.0, 3.0], "fast": [0.5, 1.0, 3.0]})
+        phase.logits = {models.BASELINE: torch.eye(3), "fast": torch.eye(3)}
         fast = report.rows_of(phase)[1]
         assert (fast.seconds, fast.speedup) == (1.0, 2.0)
 
@@ -122,18 +122,18 @@ class TestCacheBytes:
         model, cache = OpenMythos(config).bfloat16(), KVCache()
         with torch.no_grad():
             model(torch.arange(7)[None], n_loops=3, kv_cache=cache)
-        assert contenders.cache_bytes(cache) == 7 * (20 + 6) * 2 * (1 + 3 + 1)
+        assert models.cache_bytes(cache) == 7 * (20 + 6) * 2 * (1 + 3 + 1)
 
     def test_upstream_counts_its_tensors(self) -> None:
         cache = {"a": {"c_kv": torch.zeros(1, 5, 20), "k_rope": torch.zeros(1, 5, 3, 6).bfloat16()}}
-        assert contenders.cache_bytes(cache) == 5 * 20 * 4 + 5 * 18 * 2
+        assert models.cache_bytes(cache) == 5 * 20 * 4 + 5 * 18 * 2
 
 
 class TestReport:
     PHASE = "prefill 1x128 tokens"
     SERVED: ClassVar = {"linear": {"cpu": 3, "torch": 1}}
     ROWS = (
-        report.Row(PHASE, contenders.BASELINE, 10.0, 1.0, None, None, None, None, None, {}, [10.0]),
+        report.Row(PHASE, models.BASELINE, 10.0, 1.0, None, None, None, None, None, {}, [10.0]),
         report.Row(PHASE, "upstream bf16 autocast", 5.0, 2.0, 1e-3, 1.0, 1.0, 3e-6, 61440.0, {}, [5.0]),
         report.Row(PHASE, "openmythos bfloat16", 0.5, 20.0, 1.5e-3, 0.97, 1.0, 2e-6, 11520.0, SERVED, [0.5]),
     )
@@ -180,7 +180,7 @@ class TestFailures:
     def test_missing_packages_say_what_to_install(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
         assert main(["demo", "--size", "small"]) == 1
         error = capsys.readouterr().err
         for words in ("pip install --no-deps open-mythos", "pip install transformers", "pip install matplotlib"):
@@ -190,7 +190,7 @@ class TestFailures:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         monkeypatch.setattr(run, "check_packages", lambda: None)
-        monkeypatch.setattr(run, "_available_memory", lambda: 2 * 10**9)
+        monkeypatch.setattr(run, "available_memory", lambda: 2 * 10**9)
         assert main(["demo", "--out", str(tmp_path)]) == 1
         assert "2.0 GB are free; --size small" in capsys.readouterr().err
 
@@ -205,15 +205,15 @@ class TestFailures:
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("open_mythos", reason="upstream's package open_mythos is not installed")
-    monkeypatch.setattr(contenders, "SMALL", TINY)
+    monkeypatch.setattr(models, "SMALL", TINY)
     assert main(["demo", "--size", "small", "--rounds", "1", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert f"Wrote {tmp_path / 'out' / 'demo.json'} and {tmp_path / 'out' / 'demo.png'}" in printed
     saved = json.loads((tmp_path / "out" / "demo.json").read_text())
-    rows = {(row["phase"].split()[0], row["contender"]): row for row in saved["rows"]}
+    rows = {(row["phase"].split()[0], row["model"]): row for row in saved["rows"]}
     assert len(rows) == 8
     for phase in ("prefill", "decode"):
-        assert rows[phase, contenders.BASELINE]["speedup"] == 1.0
+        assert rows[phase, models.BASELINE]["speedup"] == 1.0
         assert rows[phase, "openmythos float32"]["error"] < 1e-4
         assert rows[phase, "openmythos float32"]["argmax"] == 1.0
         autocast, ours = rows[phase, "upstream bf16 autocast"], rows[phase, "openmythos bfloat16"]
@@ -221,6 +221,6 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         assert "loop_step_" in ours["backends"]
         assert ours["backends"].keys() == rows[phase, "openmythos float32"]["backends"].keys()
     slots = 2 + 16 + 2
-    assert rows["decode", contenders.BASELINE]["kv_bytes_per_token"] == (20 + 3 * 6) * 4 * slots
+    assert rows["decode", models.BASELINE]["kv_bytes_per_token"] == (20 + 3 * 6) * 4 * slots
     assert rows["decode", "openmythos float32"]["kv_bytes_per_token"] == (20 + 6) * 4 * slots
     assert rows["decode", "openmythos bfloat16"]["kv_bytes_per_token"] == (20 + 6) * 2 * slots

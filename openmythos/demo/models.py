@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from openmythos import KVCache
-from openmythos.acceleration import accelerate
+from openmythos import KVCache, accelerate
 from openmythos.demo.progress import Progress
 
 SEED = 0
-# The shape of mythos_1b with every width divided by four or eight, its 64 experts and 16 loops kept.
+# mythos_1b with every width divided by four or eight; its 64 experts and 16 loops are kept.
 SMALL = {
     "dim": 256,
     "n_heads": 4,
@@ -38,8 +37,8 @@ class DemoError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model, how it is called, and the cache it is given."""
+class ComparedModel:
+    """A model, its name in the table, and the kind of cache that it takes."""
 
     name: str
     model: nn.Module
@@ -48,7 +47,7 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        """Whether the dispatch table serves this model's ops."""
+        """Whether the dispatch table serves the ops of this model."""
         return self.new_cache is KVCache
 
     def __call__(self, ids: torch.Tensor, loops: int, cache: MutableMapping, start_pos: int) -> torch.Tensor:
@@ -62,10 +61,10 @@ def check_packages() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         commands = " && ".join(_NEEDED[name] for name in missing)
-        raise DemoError(f"needs {', '.join(missing)}, not installed here: {commands}")
+        raise DemoError(f"needs packages that are not installed: {', '.join(missing)}; run {commands}")
 
 
-def build(size: str, progress: Progress) -> list[Contender]:
+def build(size: str, progress: Progress) -> list[ComparedModel]:
     """Upstream's model of that size with seeded weights, and ours with copies of them.
 
     Raises:
@@ -87,15 +86,15 @@ def build(size: str, progress: Progress) -> list[Contender]:
     progress.phase("accelerate a bfloat16 copy")
     bfloat16 = accelerate(upstream, dtype=torch.bfloat16, copy=True, progress=False)
     return [
-        Contender(BASELINE, upstream, dict),
-        Contender("upstream bf16 autocast", upstream, dict, autocast=True),
-        Contender("openmythos float32", float32, KVCache),
-        Contender("openmythos bfloat16", bfloat16, KVCache),
+        ComparedModel(BASELINE, upstream, dict),
+        ComparedModel("upstream bf16 autocast", upstream, dict, autocast=True),
+        ComparedModel("openmythos float32", float32, KVCache),
+        ComparedModel("openmythos bfloat16", bfloat16, KVCache),
     ]
 
 
 def cache_bytes(cache: MutableMapping) -> int:
-    """Bytes of all cached tokens: upstream's tensors as they are, ours as the rows that hold them."""
+    """Bytes of all cached tokens: of upstream's tensors, or of the rows in our cache."""
     if isinstance(cache, KVCache):
         return sum(rows.numel() * rows.element_size() for rows in map(cache.rows, cache))
     return sum(part.numel() * part.element_size() for entry in cache.values() for part in entry.values())
