@@ -86,17 +86,17 @@ def shape(kernel: str, arch: str) -> Shape:
         depth, stages, aligning = (32, 2, 0) if amd else (64, 3, 1024)
         tile = 256 * depth * 2
         return Shape(256, stages * tile + aligning, tile if amd else (stages - 1) * tile)
-    if found := re.match(r"moe_(up|down)_(b?f16_rows16|any|\w+)$", name):
+    if found := re.match(r"moe_streamed_(up|down)_(b?f16_rows16|any|\w+)$", name):
         up, kind = found.group(1) == "up", found.group(2)
         if kind.endswith("16_rows16"):
             return Shape(128, flight=4 * 8192) if up else Shape(512, flight=16 * 4096)
         return Shape(256, flight=8 * (8192 if up else 4096) if kind.endswith("rows1") else 0)
-    if found := re.match(r"mla_(?:prefill|decompressed)_\w+?_(\d+)_(\d+)_(\d+)$", name):
+    if found := re.match(r"mla_decompressed_\w+?_(\d+)_(\d+)_(\d+)$", name):
         dn, dr, dv = map(int, found.groups())
         depth, aligning = (32, 0) if amd else (64, 1024)
         stage = 2 * depth * (-(-(dn + dr) // depth) * depth + dv)
         return Shape(256, 2 * stage + aligning, stage)
-    if found := re.match(r"mla_(?:attention|absorbed)_b?f16_(\d+)_(\d+)(_rows32)?$", name):
+    if found := re.match(r"mla_absorbed_b?f16_(\d+)_(\d+)(_rows32)?$", name):
         dc, dr = int(found.group(1)), int(found.group(2))
         keys = 16 if amd and (found.group(3) or dc == 1024) else 32
         return Shape(256, flight=keys * (dc + dr) * item)

@@ -13,18 +13,18 @@ constexpr unsigned THREADS = 256;
 constexpr int64_t TOKENS = 4, FOLD_COLUMNS = 64, COMBINE_COLUMNS = 16;  // of a block
 constexpr int64_t LEAST_KEYS = 64, MAX_SPLITS = 256;                    // of a share; of a sequence
 
-#define OPENMYTHOS_MLA_NAMES(name)                                                            \
-    {"openmythos_mla_attention_" name "_256_32", "openmythos_mla_attention_" name "_384_32",  \
-     "openmythos_mla_attention_" name "_512_64", "openmythos_mla_attention_" name "_1024_64", \
-     "openmythos_mla_attention_" name "_fold",   "openmythos_mla_attention_" name "_combine"}
+#define OPENMYTHOS_MLA_NAMES(name)                                                          \
+    {"openmythos_mla_absorbed_" name "_256_32", "openmythos_mla_absorbed_" name "_384_32",  \
+     "openmythos_mla_absorbed_" name "_512_64", "openmythos_mla_absorbed_" name "_1024_64", \
+     "openmythos_mla_absorbed_" name "_fold",   "openmythos_mla_absorbed_" name "_combine"}
 constexpr const char* NAMES[gpu::TYPES][WIDTHS + 2] = {OPENMYTHOS_MLA_NAMES("f32"), OPENMYTHOS_MLA_NAMES("bf16"),
                                                        OPENMYTHOS_MLA_NAMES("f16")};
 constexpr const char* NAMES_ROWS32[gpu::TYPES][WIDTHS] = {
     {},
-    {"openmythos_mla_attention_bf16_256_32_rows32", "openmythos_mla_attention_bf16_384_32_rows32",
-     "openmythos_mla_attention_bf16_512_64_rows32"},
-    {"openmythos_mla_attention_f16_256_32_rows32", "openmythos_mla_attention_f16_384_32_rows32",
-     "openmythos_mla_attention_f16_512_64_rows32"}};
+    {"openmythos_mla_absorbed_bf16_256_32_rows32", "openmythos_mla_absorbed_bf16_384_32_rows32",
+     "openmythos_mla_absorbed_bf16_512_64_rows32"},
+    {"openmythos_mla_absorbed_f16_256_32_rows32", "openmythos_mla_absorbed_f16_384_32_rows32",
+     "openmythos_mla_absorbed_f16_512_64_rows32"}};
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -70,7 +70,7 @@ MlaPlan plan(gpu::MlaParams& p, Type type, void* scratch) {
     const auto& names = NAMES[int(type)];
     const unsigned tokens = unsigned(ceil_div(int64_t(p.b) * p.t, TOKENS)), heads = unsigned(p.h);
     const unsigned blocks = unsigned(p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p, type)));
-    const char *op = "mla_attention",
+    const char *op = "mla_absorbed",
                *attention = block_rows(p, type) > 16 ? NAMES_ROWS32[int(type)][width] : names[width];
     return {{op, names[WIDTHS], {tokens, heads, unsigned(p.dc / FOLD_COLUMNS), THREADS, 0}, &p},
             {op, attention, {blocks, unsigned(p.splits), 1, THREADS, 0}, &p},

@@ -13,9 +13,9 @@ constexpr unsigned THREADS = 256;
 constexpr int64_t ROWS = 128, GATHERED_KEYS = 8;  // of a block
 constexpr int64_t MOST_BYTES = int64_t(1) << 30;  // of keys and values at a time
 
-#define OPENMYTHOS_MLA_PREFILL_NAMES(name)                                                   \
-    {"openmythos_mla_prefill_" name "_64_32_64", "openmythos_mla_prefill_" name "_96_32_96", \
-     "openmythos_mla_prefill_" name "_128_64_128"}
+#define OPENMYTHOS_MLA_PREFILL_NAMES(name)                                                             \
+    {"openmythos_mla_decompressed_" name "_64_32_64", "openmythos_mla_decompressed_" name "_96_32_96", \
+     "openmythos_mla_decompressed_" name "_128_64_128"}
 constexpr const char* NAMES[gpu::TYPES][HEADS] = {
     {}, OPENMYTHOS_MLA_PREFILL_NAMES("bf16"), OPENMYTHOS_MLA_PREFILL_NAMES("f16")};
 
@@ -45,7 +45,7 @@ int64_t heads_at_a_time(const gpu::MlaPrefillParams& p) {
 
 Launch gather_plan(const gpu::MlaPrefillParams& p) {
     const unsigned blocks = unsigned(ceil_div(int64_t(p.b) * p.padded, GATHERED_KEYS));
-    return {"mla_prefill", "openmythos_mla_prefill_gather", {blocks, 1, 1, THREADS, 0}, &p};
+    return {"mla_decompressed", "openmythos_mla_decompressed_gather", {blocks, 1, 1, THREADS, 0}, &p};
 }
 
 Launch plan(const gpu::MlaPrefillParams& p, Type type, const gpu::SharedTiles& tiles) {
@@ -54,7 +54,7 @@ Launch plan(const gpu::MlaPrefillParams& p, Type type, const gpu::SharedTiles& t
     const unsigned blocks = unsigned(ceil_div(p.t, ROWS) * p.h * p.b);
     const auto [dn, dr, dv] = MLA_HEADS[heads];
     const int shared = tiles.bytes(gpu::mla_prefill_elements(tiles.columns, dn, dr, dv));
-    return {"mla_prefill", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
+    return {"mla_decompressed", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
 }
 
 }  // namespace openmythos::runtime

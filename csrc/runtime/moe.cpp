@@ -13,17 +13,18 @@ struct Pair {
     unsigned up_threads, down_threads;
 };
 
-// As moe.cu instantiates them.
+// As moe_streamed.cu instantiates them.
 constexpr Pair one_row(const char* up, const char* down) { return {up, down, 16, 4, 256, 256}; }
 constexpr Pair vectors(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
 constexpr Pair tiles(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }
-constexpr Pair PAIRS[gpu::TYPES][2] = {{one_row("openmythos_moe_up_f32_rows1", "openmythos_moe_down_f32_rows1"),
-                                        vectors("openmythos_moe_up_f32_rows16", "openmythos_moe_down_f32_rows16")},
-                                       {one_row("openmythos_moe_up_bf16_rows1", "openmythos_moe_down_bf16_rows1"),
-                                        tiles("openmythos_moe_up_bf16_rows16", "openmythos_moe_down_bf16_rows16")},
-                                       {one_row("openmythos_moe_up_f16_rows1", "openmythos_moe_down_f16_rows1"),
-                                        tiles("openmythos_moe_up_f16_rows16", "openmythos_moe_down_f16_rows16")}};
-constexpr Pair ANY = vectors("openmythos_moe_up_any", "openmythos_moe_down_any");
+constexpr Pair PAIRS[gpu::TYPES][2] = {
+    {one_row("openmythos_moe_streamed_up_f32_rows1", "openmythos_moe_streamed_down_f32_rows1"),
+     vectors("openmythos_moe_streamed_up_f32_rows16", "openmythos_moe_streamed_down_f32_rows16")},
+    {one_row("openmythos_moe_streamed_up_bf16_rows1", "openmythos_moe_streamed_down_bf16_rows1"),
+     tiles("openmythos_moe_streamed_up_bf16_rows16", "openmythos_moe_streamed_down_bf16_rows16")},
+    {one_row("openmythos_moe_streamed_up_f16_rows1", "openmythos_moe_streamed_down_f16_rows1"),
+     tiles("openmythos_moe_streamed_up_f16_rows16", "openmythos_moe_streamed_down_f16_rows16")}};
+constexpr Pair ANY = vectors("openmythos_moe_streamed_up_any", "openmythos_moe_streamed_down_any");
 
 }  // namespace
 
@@ -51,8 +52,11 @@ MoePlan plan(gpu::MoeParams& p) {
     for (int s = 0; s < p.shared_count; s++) p.shared[s].end_block = int32_t(total += blocks(p.shared[s].width));
     p.shared_blocks = int32_t(total);
     total += p.slots * blocks(p.width);
-    return {{"moe", pair.up, {unsigned(total), 1, 1, pair.up_threads, 0}, &p},
-            {"moe", pair.down, {unsigned((p.d + pair.columns - 1) / pair.columns), 1, 1, pair.down_threads, 0}, &p}};
+    return {{"moe_streamed", pair.up, {unsigned(total), 1, 1, pair.up_threads, 0}, &p},
+            {"moe_streamed",
+             pair.down,
+             {unsigned((p.d + pair.columns - 1) / pair.columns), 1, 1, pair.down_threads, 0},
+             &p}};
 }
 
 }  // namespace openmythos::runtime

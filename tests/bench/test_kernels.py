@@ -35,11 +35,11 @@ def test_waves_by_hand(arch: str, registers: int, shared: int, threads: int, wav
 
 
 TABLES = {
-    "moe.json": {
+    "moe_streamed.json": {
         "compilers": {"cuda": "13.0"},
         "sm_90a": {
-            "openmythos_moe_up_bf16_rows1": {"registers": 115, "spills": 0, "shared": 1216},
-            "openmythos_moe_down_bf16_rows16": {"registers": 118, "spills": 0, "shared": 26884},
+            "openmythos_moe_streamed_up_bf16_rows1": {"registers": 115, "spills": 0, "shared": 1216},
+            "openmythos_moe_streamed_down_bf16_rows16": {"registers": 118, "spills": 0, "shared": 26884},
         },
     },
     "triton.json": {
@@ -63,7 +63,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_both_kinds_of_table(root: Path) -> None:
     triton, down, up = kernels.kernels("sm_90a", root)
-    assert up == ("openmythos_moe_up_bf16_rows1", "sm_90a", 1, 115, 0, 1216, 16, 16 * 8192)
+    assert up == ("openmythos_moe_streamed_up_bf16_rows1", "sm_90a", 1, 115, 0, 1216, 16, 16 * 8192)
     assert down[-2:] == (16, 16 * 4096)
     assert triton == ("_k", "sm_90a", 2, 255, 3, 65536, 8, 0)
 
@@ -95,5 +95,5 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     main()
     text = capsys.readouterr().out
     assert "### sm_90a: compiled, not run" in text
-    assert "| `moe_up_bf16_rows1` | 1 | 115 | 0 | 1,216 B | 16 | 131 kB |" in text
+    assert "| `moe_streamed_up_bf16_rows1` | 1 | 115 | 0 | 1,216 B | 16 | 131 kB |" in text
     assert "4,300 GB/s and 1 us of latency need 33 kB in flight in each multiprocessor." in text

@@ -38,8 +38,8 @@ INSTRUCTIONS = {
 }
 # What the kernels of each file take.
 PARAMS = {
-    "mla_attention": "MlaParams",
-    "mla_prefill": "MlaPrefillParams",
+    "mla_absorbed": "MlaParams",
+    "mla_decompressed": "MlaPrefillParams",
     "moe_grouped": "MoeGroupedParams",
     "moe_route": "MoeRouteParams",
 }

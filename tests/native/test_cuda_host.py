@@ -31,10 +31,10 @@ def test_mla_attention(fake_ops: FakeOps, dtype: torch.dtype, dims: tuple, heads
     lengths = torch.tensor([165, 33, 0])
     pools, table = paged(args, lengths.tolist(), 16, 2**30)
     fake_ops.driver.reset(devices=1, multiprocessors=6)
-    host, tail = OnHost(fake_ops, "mla_attention"), (0.1, True)
+    host, tail = OnHost(fake_ops, "mla_absorbed"), (0.1, True)
     found = host.call(calls.mla_attention, (*pools, *tail, lengths, table, "absorbed"))
     name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    prefix = f"openmythos_mla_attention_{name}"
+    prefix = f"openmythos_mla_absorbed_{name}"
     rows = "_rows32" if heads == 11 and dims[2] <= 512 and dtype != torch.float32 else ""
     assert host.launched == [f"{prefix}_fold", f"{prefix}_{dims[2]}_{dims[1]}{rows}", f"{prefix}_combine"]
     plain = reference.mla_attention(*args, *tail, lengths, None, "absorbed")

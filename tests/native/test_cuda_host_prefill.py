@@ -23,11 +23,11 @@ each_head = pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS.keys())
 
 
 def check(fake: FakeOps, hopper: bool, args: list, tail: tuple) -> None:
-    host, dtype = OnHost(fake, "mla_prefill", hopper), args[0].dtype
+    host, dtype = OnHost(fake, "mla_decompressed", hopper), args[0].dtype
     found = host.call(calls.mla_attention, (*args, *tail))
     name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     instance = "_".join(str(args[i].shape[axis]) for i, axis in ((0, 3), (1, 3), (5, 1)))
-    assert host.launched == ["openmythos_mla_prefill_gather", f"openmythos_mla_prefill_{name}_{instance}"]
+    assert host.launched == ["openmythos_mla_decompressed_gather", f"openmythos_mla_decompressed_{name}_{instance}"]
     plain = reference.mla_attention(*args, *tail)
     truth = reference.mla_attention(*(part.double() for part in args), *tail)
     for part, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):

@@ -44,7 +44,7 @@ def test_every_instance(emulated: Emulated, dtype: torch.dtype, dims: tuple, new
     args = attention_inputs(1, new, 67, 5, dims, dtype)
     check(emulated, args, causal)
     name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    prefix = f"openmythos_mla_attention_{name}"
+    prefix = f"openmythos_mla_absorbed_{name}"
     rows = "_rows32" if new * 5 > 16 and dims[2] <= 512 and dtype != torch.float32 else ""
     assert emulated.kernels == [f"{prefix}_fold", f"{prefix}_{dims[2]}_{dims[1]}{rows}", f"{prefix}_combine"]
 

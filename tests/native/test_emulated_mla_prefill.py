@@ -41,9 +41,9 @@ def test_every_instance(
     emulated: Emulated, dtype: torch.dtype, dims: tuple, new: int, total: int, heads: int, causal: bool
 ) -> None:
     check(emulated, attention_inputs(1, new, total, heads, dims, dtype), causal)
-    gathered = ["openmythos_mla_prefill_gather"] if total % 64 else []
+    gathered = ["openmythos_mla_decompressed_gather"] if total % 64 else []
     name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    assert emulated.kernels == [*gathered, f"openmythos_mla_prefill_{name}_{dims[0]}_{dims[1]}_{dims[3]}"]
+    assert emulated.kernels == [*gathered, f"openmythos_mla_decompressed_{name}_{dims[0]}_{dims[1]}_{dims[3]}"]
 
 
 @each_dtype

@@ -24,7 +24,7 @@ SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 def _check(emulated: Emulated, args: list[torch.Tensor], kernel: str) -> torch.Tensor:
     (found,) = emulated.check(flat, routed_and_shared, args, [args[0].dtype])
-    assert emulated.kernels[-2:] == [f"openmythos_moe_{part}_{kernel}" for part in ("up", "down")]
+    assert emulated.kernels[-2:] == [f"openmythos_moe_streamed_{part}_{kernel}" for part in ("up", "down")]
     return found
 
 

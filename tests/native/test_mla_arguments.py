@@ -121,7 +121,7 @@ def _check_launches(values: dict[str, Any], launches: list[tuple]) -> None:
     assert params.part - params.folded >= batch * rows * dc * size
     assert params.part_lse - params.part >= batch * params.splits * rows * dc * 4
     assert params.folded % 16 == params.part % 16 == 0
-    prefix = f"openmythos_mla_attention_{TYPES[dtype]}"
+    prefix = f"openmythos_mla_absorbed_{TYPES[dtype]}"
     tokens = -(-batch * new // 4)
     assert params.columns % 16 == 0
     assert params.columns >= 16

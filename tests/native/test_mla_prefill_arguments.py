@@ -88,10 +88,10 @@ def test_launches_what_was_given(fake_ops: FakeOps, data: st.DataObject) -> None
     total *= 1 if table is None else table.shape[1]
     padded = -(-total // 64) * 64
     gathers = values["seq_lens"] is not None or total % 64 != 0
-    expected = [(f"openmythos_mla_prefill_{TYPES[dtype]}_{'_'.join(map(str, head))}",)]
+    expected = [(f"openmythos_mla_decompressed_{TYPES[dtype]}_{'_'.join(map(str, head))}",)]
     expected[0] += ((batch * heads * -(-new // 128), 1, 1), 256, HEADS[head])
     if gathers and total:
-        expected.insert(0, ("openmythos_mla_prefill_gather", (-(-batch * padded // 8), 1, 1), 256, 0))
+        expected.insert(0, ("openmythos_mla_decompressed_gather", (-(-batch * padded // 8), 1, 1), 256, 0))
     assert [launch[:4] for launch in launches] == expected
     params = launches[-1][4]
     assert (params.b, params.t, params.h, params.dn, params.dr, params.dv) == (batch, new, heads, *head)

@@ -164,7 +164,7 @@ def _check_launches(values: dict[str, Any], launches: list[tuple]) -> None:
     kind = "any"
     if params.aligned:
         kind = f"{SHORT[dtype]}_rows{1 if rows == 1 else 16}"
-    assert (up, down) == (f"openmythos_moe_up_{kind}", f"openmythos_moe_down_{kind}")
+    assert (up, down) == (f"openmythos_moe_streamed_up_{kind}", f"openmythos_moe_streamed_down_{kind}")
     if not params.aligned or (dtype == torch.float32 and rows > 1):
         hidden, columns, up_threads, down_threads = BLOCKS["vectors"]
     else:

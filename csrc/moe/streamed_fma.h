@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moe_units.h"
+#include "streamed.h"
 
 // The experts by multiply and add: one row of any type, and up to 16 of float32 or of sizes without vectors. A wave
 // reads its weights once, 256 columns at a time, and multiplies them with every row that wants them.

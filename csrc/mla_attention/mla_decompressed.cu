@@ -1,4 +1,4 @@
-#include "mla_prefill.h"
+#include "decompressed.h"
 
 // Decompressed multi-head latent attention for many new tokens. Keys and values of every head are matrix products of
 // the latent that the caller asks torch for; here are the attention, and what prepares a latent for those products.
@@ -7,7 +7,7 @@ namespace openmythos::gpu {
 
 // Rows [latent | rope key] of every sequence in a row, from pages or not, and zero from its length to a whole number of
 // tiles: so the attention reads whole tiles and meets no number that somebody left behind.
-OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_prefill_gather(MlaPrefillParams p) {
+OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_decompressed_gather(MlaPrefillParams p) {
     const int64_t index = int64_t(block_index()) * PREFILL_WAVES + wave_index();
     if (index >= int64_t(p.b) * p.padded) return;
     const int batch = int(index / p.padded), key = int(index % p.padded);
@@ -24,9 +24,11 @@ OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_prefill_gather(MlaPrefillParam
 }
 
 // The last number says how many blocks share a multiprocessor.
-#define OPENMYTHOS_MLA_PREFILL(name, T, dn, dr, dv, blocks) \
-    OPENMYTHOS_KERNEL_RESIDENT(PREFILL_THREADS, blocks)     \
-    openmythos_mla_prefill_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { mla_prefill<T, dn, dr, dv, blocks>(p); }
+#define OPENMYTHOS_MLA_PREFILL(name, T, dn, dr, dv, blocks)                       \
+    OPENMYTHOS_KERNEL_RESIDENT(PREFILL_THREADS, blocks)                           \
+    openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { \
+        mla_prefill<T, dn, dr, dv, blocks>(p);                                    \
+    }
 
 OPENMYTHOS_MLA_PREFILL(bf16, bf16, 64, 32, 64, 2)
 OPENMYTHOS_MLA_PREFILL(bf16, bf16, 96, 32, 96, 1)

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../core/gpu/row_product.h"
-#include "mla_shares.h"
+#include "split_kv.h"
 
 // Attention of many new tokens to keys and values of every head. A block has 128 queries of one head, 16 a wave, in
 // registers with their scores, probabilities and results; tiles of keys and of values, the latter transposed, pass

@@ -2,7 +2,7 @@
 
 #include "../core/gpu/block_product.h"
 #include "../core/gpu/block_store.h"
-#include "moe_units.h"
+#include "streamed.h"
 
 // The experts of many rows of bfloat16 or float16: two grouped products of blocks of 128 x 128 and a sum over each
 // row's slots. A shared expert is a group of all rows. The routing weight is in the activations, as for few rows.

@@ -1,5 +1,5 @@
-#include "moe_blocks.h"
-#include "moe_sort.h"
+#include "grouped_gemm.h"
+#include "grouped_sort.h"
 
 // moe for many rows: slots sorted by expert, gate and up with SwiGLU, down, and the sum over each row's slots.
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../core/gpu/fragments.h"
-#include "mla_shares.h"
+#include "split_kv.h"
 
 namespace openmythos::gpu {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../core/gpu/fragments.h"
-#include "moe_units.h"
+#include "streamed.h"
 
 // The experts of 2 to 16 rows of bfloat16 or float16 by matrix instructions: 16 rows of weights times up to 16 rows of
 // activations, both read from memory as the instruction wants them, without shared memory between. The waves of a block

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moe_units.h"
+#include "streamed.h"
 
 // Slots sorted by expert, by counting: stable, without atomics, without the host. A block counts a chunk of the slots;
 // a block of the second launch adds up all counts, so that it knows where its chunk's slots go, and cuts each expert's

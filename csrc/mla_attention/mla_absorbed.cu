@@ -1,4 +1,4 @@
-#include "mla_matrix.h"
+#include "split_kv_mma.h"
 
 // Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are the
 // latent itself, which is read once for all heads. Three launches: fold the queries, attend to a share of the keys for
@@ -186,14 +186,14 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
 // two.
 #define OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, ...) \
     OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, blocks)       \
-    openmythos_mla_attention_##name##_##dc##_##dr(MlaParams p) { mla_shares<T, __VA_ARGS__>(p); }
+    openmythos_mla_absorbed_##name##_##dc##_##dr(MlaParams p) { mla_shares<T, __VA_ARGS__>(p); }
 #define OPENMYTHOS_MLA_MATRIX(name, T, dc, dr, blocks)                       \
     OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, MatrixTile<T, dc, dr, 1>) \
     OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, dc > 256 ? 1 : 2)              \
-    openmythos_mla_attention_##name##_##dc##_##dr##_rows32(MlaParams p) { mla_shares<T, MatrixTile<T, dc, dr, 2>>(p); }
-#define OPENMYTHOS_MLA(name, T)                                                                            \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_attention_##name##_fold(MlaParams p) { mla_fold<T>(p); } \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_attention_##name##_combine(MlaParams p) { mla_combine<T>(p); }
+    openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaParams p) { mla_shares<T, MatrixTile<T, dc, dr, 2>>(p); }
+#define OPENMYTHOS_MLA(name, T)                                                                           \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaParams p) { mla_fold<T>(p); } \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaParams p) { mla_combine<T>(p); }
 #define OPENMYTHOS_MLA_16_BITS(name, T)        \
     OPENMYTHOS_MLA(name, T)                    \
     OPENMYTHOS_MLA_MATRIX(name, T, 256, 32, 2) \
