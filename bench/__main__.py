@@ -1,6 +1,6 @@
-"""Run the benchmarks and report them: `python -m bench [--only EXPRESSION] [pytest's arguments]`.
+"""Run the benchmarks and write their report: `python -m bench [--only EXPRESSION] [pytest arguments]`.
 
-The whole suite becomes this machine's record under bench/results/<device>/; a part of it is reported in out/bench/.
+The whole suite is recorded under bench/results/<device>/, a part of it under out/bench/.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Run, record, report; a failed run keeps the earlier record."""
+    """Run, record and report; a failed run leaves the earlier record in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="cases whose names match, as pytest's -k takes it")
+    parser.add_argument("--only", help="only cases whose names match, as in pytest -k")
     args, rest = parser.parse_known_args()
     folder = ROOT / "out" / "bench" if args.only else ROOT / "bench" / "results" / device_name()
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def main() -> int:
         fresh.unlink(missing_ok=True)
         return status
     fresh.replace(folder / "bench.json")
-    keep = [] if args.only else ["--remember"]
+    keep = [] if args.only else ["--store-fractions"]
     report = [sys.executable, "-m", "bench.report", str(folder), *keep]
     return subprocess.run(report, cwd=ROOT, check=False).returncode
 

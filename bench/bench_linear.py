@@ -1,14 +1,13 @@
-"""Projections without bias at mythos_1b's widths: against a streaming read and torch's linear."""
+"""Projections without bias at the widths of mythos_1b, against a streaming read and torch's linear."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bench.case import Case, truth
 from bench.ceilings import best_linear, streaming_read, with_products
-from bench.race import Case, truth
-from bench.shapes import random_weights
-from bench.timing import sets_beyond_cache
+from bench.shapes import random_weights, sets_beyond_cache
 from openmythos import ops, reference
 from openmythos.roofline import cost
 
@@ -17,8 +16,8 @@ from openmythos.roofline import cost
 @pytest.mark.parametrize("rows", [1, 8, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.no_grad()
-def bench_linear(rows, out, dtype, race, smoke, device):
-    """The weights rotate through more than the last cache holds, as a model's layers do."""
+def bench_linear(rows, out, dtype, compare_interleaved, smoke, device):
+    """The weights rotate through more than the last cache holds, as the layers of a model do."""
     width, out = (96, out // 64) if smoke else (2048, out)
     weight = {"dtype": dtype, "device": device, "scale": width**-0.5}
     sets = sets_beyond_cache(out * width * dtype.itemsize)
@@ -29,8 +28,8 @@ def bench_linear(rows, out, dtype, race, smoke, device):
         inputs=inputs,
         expected=truth(reference.linear, *inputs[0]),
         cost=cost.linear(rows, width, out, dtype.itemsize),
-        peers=with_products({"torch": reference.linear}, dtype, device),
+        baselines=with_products({"torch": reference.linear}, dtype, device),
         stream=lambda index: streaming_read([inputs[index][1]]),
         products=best_linear(rows, width, dtype, device) if rows > 8 else (),
     )
-    race(case)
+    compare_interleaved(case)

@@ -1,4 +1,4 @@
-"""The loop step at every variant's width, in place and under gradients: useful bytes against a copy of as many."""
+"""The loop step at the width of every variant, in place and with gradients, against a copy of as many bytes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from itertools import product
 import pytest
 import torch
 
+from bench.baselines import upstream
+from bench.baselines.compiled import compiled
+from bench.case import Case
 from bench.ceilings import streaming_copy
-from bench.peers import upstream
-from bench.peers.compiled import compiled
-from bench.race import Case
-from bench.shapes import ALL, config, name, need
-from bench.timing import sets_beyond_cache
+from bench.shapes import ALL, config, name, need, sets_beyond_cache
 from openmythos import ops, reference, use_backend
 from openmythos.config import MythosConfig
 from openmythos.ops.loop_step import LoopParams
@@ -56,8 +55,8 @@ def _inputs(
     ids=name,
 )
 @torch.no_grad()
-def bench_loop_step(variant, rows, dtype, race, smoke, device):
-    """Four reads and three writes of a row, each at its own dtype; h_out is float32."""
+def bench_loop_step(variant, rows, dtype, compare_interleaved, smoke, device):
+    """Four reads and three writes of a row, each in its own dtype; h_out is float32."""
     cfg = config(variant, smoke)
     counted = cost.loop_step(rows, cfg.dim, cfg.lora_rank, dtype.itemsize)
     sets = sets_beyond_cache(counted.bytes)
@@ -67,7 +66,7 @@ def bench_loop_step(variant, rows, dtype, race, smoke, device):
     x_next = torch.empty_like(inputs[0][1])
 
     def ours(h, e, block_out, h_out, cum_p):
-        # starting each call from zero keeps every row running
+        # from zero, so that every row is still running
         cum_p.zero_()
         ops.loop_step_(h, e, block_out, h_out, cum_p, params, T, x_next=x_next, **step)
         return x_next
@@ -82,8 +81,8 @@ def bench_loop_step(variant, rows, dtype, race, smoke, device):
         expected=plain(*inputs[0]),
         in_place=True,
         cost=counted,
-        peers={
-            # upstream's modules want one dtype, float32
+        baselines={
+            # upstream's modules support float32 only
             "upstream": upstream.loop_step(params, T, THRESHOLD, cfg.loop_dim)
             if dtype == torch.float32
             else "float32 only",
@@ -93,13 +92,13 @@ def bench_loop_step(variant, rows, dtype, race, smoke, device):
             [(inputs[index][1], x_next), (inputs[index][2], x_next), (inputs[index][3], spare)]
         ),
     )
-    race(case)
+    compare_interleaved(case)
 
 
 @pytest.mark.parametrize("rows", [512])
 @each_dtype
-def bench_loop_step_training(rows, dtype, race, smoke, device):
-    """Forward and backward for every input and parameter; the reference under autograd beside it."""
+def bench_loop_step_training(rows, dtype, compare_interleaved, smoke, device):
+    """Forward and backward for every input and parameter, against the reference under autograd."""
     cfg = config("1b", smoke)
     params = LoopParams(*(part.requires_grad_() for part in _params(cfg, device)))
     inputs = _inputs(rows, cfg.dim, dtype, device, 4)
@@ -122,6 +121,6 @@ def bench_loop_step_training(rows, dtype, race, smoke, device):
         inputs=inputs,
         expected=plain(*inputs[0])[0],
         cost=forward + cost.loop_step_backward(rows, cfg.dim, cfg.lora_rank, dtype.itemsize),
-        peers={"reference": plain},
+        baselines={"reference": plain},
     )
-    race(case)
+    compare_interleaved(case)

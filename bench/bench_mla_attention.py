@@ -1,4 +1,4 @@
-"""Latent attention at every variant's shapes: decode over a long cache, prefill, the layer with its projections."""
+"""Latent attention at the shapes of every variant: decode over a long cache, prefill, the layer with projections."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from itertools import product
 import pytest
 import torch
 
+from bench.baselines import attention, packages, upstream
+from bench.baselines.compiled import compiled
+from bench.case import Case, truth
 from bench.ceilings import best_linear, streaming_read, with_products
-from bench.peers import attention, packages, upstream
-from bench.peers.compiled import compiled
-from bench.race import Case, truth
-from bench.shapes import ALL, config, name
-from bench.timing import sets_beyond_cache
+from bench.shapes import ALL, config, name, sets_beyond_cache
 from openmythos import KVCache, nn, ops, reference, use_backend
 from openmythos.nn.mask import CausalMask
 from openmythos.roofline import cost
@@ -25,7 +24,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 def _inputs(
     heads: cost.Heads, new: int, total: int, dtype: torch.dtype, device: torch.device, sets: int
 ) -> list[tuple]:
-    """Queries and cache rows by set; the projections, which a loop reads again and again, are shared."""
+    """Queries and cache rows of each set; the projections are shared, as every loop reads the same ones."""
     weight = torch.randn(heads.heads, heads.nope + heads.value, heads.latent, device=device) * heads.latent**-0.5
     w_uk, w_uv = weight.to(dtype).split((heads.nope, heads.value), dim=1)
 
@@ -51,14 +50,14 @@ def _scale(heads: cost.Heads) -> float:
     ids=name,
 )
 @torch.no_grad()
-def bench_decode(variant, keys, dtype, race, smoke, device):
+def bench_decode(variant, keys, dtype, compare_interleaved, smoke, device):
     """One query over the cache, from queries and latent to heads, both projections included."""
     heads = heads_of(config(variant, smoke))
     keys = 40 if smoke else keys
     counted = cost.mla_attention(1, 1, keys, heads, dtype.itemsize, absorbed=True)
     inputs = _inputs(heads, 1, keys, dtype, device, sets_beyond_cache(counted.cache))
     scale = _scale(heads)
-    peers = {
+    baselines = {
         "rebuilt, SDPA": attention.expanded(scale) if variant == "1b" else "1b only",
         "absorbed matmuls": attention.matmuls(scale),
         "FlexAttention": attention.flex(scale, device, smoke, absorbed=True) if variant == "1b" else "1b only",
@@ -69,11 +68,11 @@ def bench_decode(variant, keys, dtype, race, smoke, device):
         inputs=inputs,
         expected=truth(lambda *args: reference.mla_absorbed(*args, scale, True), *inputs[0]),
         cost=counted,
-        peers=with_products(peers, dtype, device),
+        baselines=with_products(baselines, dtype, device),
         stream=lambda index: streaming_read([inputs[index][2]._base]),
         tokens=1,
     )
-    race(case)
+    compare_interleaved(case)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +84,8 @@ def bench_decode(variant, keys, dtype, race, smoke, device):
     ids=name,
 )
 @torch.no_grad()
-def bench_prefill(variant, new, dtype, race, smoke, device):
-    """A fresh causal prefill; useful FLOPs: the causal half, and the decompression."""
+def bench_prefill(variant, new, dtype, compare_interleaved, smoke, device):
+    """A causal prefill without a cache; useful FLOPs: the causal half, and the decompression."""
     heads = heads_of(config(variant, smoke))
     new = 24 if smoke else new
     inputs, scale = _inputs(heads, new, new, dtype, device, 2), _scale(heads)
@@ -95,7 +94,7 @@ def bench_prefill(variant, new, dtype, race, smoke, device):
         return reference.mla_decompressed(*args, scale, True)[0]
 
     compile_it = variant == "1b" and new > 128
-    peers = {
+    baselines = {
         "rebuilt, SDPA": attention.expanded(scale),
         "compiled reference": compiled(plain, device, smoke) if compile_it else "1b, 1024 tokens only",
         "FlexAttention": attention.flex(scale, device, smoke, absorbed=False)
@@ -107,17 +106,17 @@ def bench_prefill(variant, new, dtype, race, smoke, device):
         inputs=inputs,
         expected=truth(plain, *inputs[0]),
         cost=cost.mla_attention(1, new, new, heads, dtype.itemsize, absorbed=False),
-        peers=with_products(peers, dtype, device),
+        baselines=with_products(baselines, dtype, device),
         products=best_linear(new, 2048, dtype, device, outs=(4096,)),
         tokens=new,
     )
-    race(case)
+    compare_interleaved(case)
 
 
 @pytest.mark.parametrize("new", [1, 128])
 @torch.no_grad()
-def bench_layer(new, race, smoke, device):
-    """The attention layer of mythos_1b with its projections, after 512 cached tokens or fresh; float32."""
+def bench_layer(new, compare_interleaved, smoke, device):
+    """The attention layer of mythos_1b with its projections, after 512 cached tokens or without a cache; float32."""
     cfg = config("1b", smoke)
     past = 0 if new > 1 else 7 if smoke else 512
     new = min(new, 5) if smoke else new
@@ -142,13 +141,13 @@ def bench_layer(new, race, smoke, device):
         theirs(prefix, freqs[:past], None, kept, "layer")
     with use_backend("reference"):
         expected = ours(x)
-    race(
+    compare_interleaved(
         Case(
             ours=ours,
             inputs=[(x,)],
             expected=expected,
             cost=layer_cost(cfg, 1, new, past + new, x.dtype.itemsize),
-            peers={"upstream": theirs if isinstance(theirs, str) else run_theirs},
+            baselines={"upstream": theirs if isinstance(theirs, str) else run_theirs},
             tokens=new,
         )
     )

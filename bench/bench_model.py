@@ -1,4 +1,4 @@
-"""mythos_1b whole: prefill of 128 tokens, a decoded token, generation and a training step, beside upstream."""
+"""The whole mythos_1b against upstream: prefill of 128 tokens, a decoded token, generation, a training step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import openmythos
+from bench.baselines import upstream
+from bench.case import Case
 from bench.ceilings import best_linear, streaming_read
-from bench.peers import upstream
-from bench.race import Case
 from bench.shapes import config, need
 from openmythos import KVCache, use_backend
 from openmythos.roofline import Cost
@@ -20,7 +20,7 @@ from openmythos.roofline.cost import total
 TOKENS, LOOPS = 128, 16
 GENERATED, GENERATE_LOOPS = 16, 8
 TRAIN_TOKENS, TRAIN_LOOPS = 32, 2
-# errors of a whole model add up over layers and loops; 16-bit weights are held against the float32 model
+# errors add up over layers and loops; 16-bit weights are compared with the float32 model
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.int64: 0.0}
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -47,13 +47,13 @@ def models(request, float32, device):
 
 @pytest.fixture(scope="module")
 def sizes(smoke) -> tuple[int, int]:
-    """Tokens of the prompt, and loops."""
+    """The number of prompt tokens, and of loops."""
     return (12, 3) if smoke else (TOKENS, LOOPS)
 
 
 @pytest.fixture(scope="module")
 def known(float32, sizes, device):
-    """A prompt and one token more, their logits by upstream in float32, and what it cached: one slow pass for all.
+    """A prompt and one more token, upstream's float32 logits, and its cache, from one slow pass.
 
     Without upstream the logits are the reference's.
     """
@@ -79,8 +79,8 @@ def _cost(parts: dict[str, Cost]) -> Cost:
 
 
 @torch.no_grad()
-def bench_decode(models, known, sizes, race):
-    """One token after a prompt of 128, at 16 loops."""
+def bench_decode(models, known, sizes, compare_interleaved):
+    """One token after a prompt of 128 tokens, at 16 loops."""
     ours, theirs = models
     (ids, logits, kept), (tokens, loops) = known, sizes
     cfg, weight = ours.cfg, ours.embed.weight
@@ -97,13 +97,13 @@ def bench_decode(models, known, sizes, race):
         return theirs(token, n_loops=loops, kv_cache=copied, start_pos=tokens)
 
     ffn, topk = ours.recurrent.block.ffn, cfg.n_experts_per_tok
-    race(
+    compare_interleaved(
         Case(
             ours=decode,
             inputs=[(token,)],
             expected=logits[:, tokens:].to(weight.dtype),
             cost=_cost(counts.decode(cfg, 1, tokens, loops, weight.dtype.itemsize)),
-            peers={"upstream float32": theirs if isinstance(theirs, str) else their_decode},
+            baselines={"upstream float32": theirs if isinstance(theirs, str) else their_decode},
             stream=streaming_read([*ffn.shared_experts.parameters(), ffn.gate_up[:topk], ffn.down[:topk]]),
             tokens=1,
             allowed=ALLOWED,
@@ -112,8 +112,8 @@ def bench_decode(models, known, sizes, race):
 
 
 @torch.no_grad()
-def bench_prefill(models, known, sizes, race, device):
-    """Logits of 128 tokens at 16 loops, into a cache: without one both models leave the loop early."""
+def bench_prefill(models, known, sizes, compare_interleaved, device):
+    """Logits of 128 tokens at 16 loops, with a cache: without one both models leave the loop early."""
     ours, theirs = models
     (ids, logits, _), (tokens, loops) = known, sizes
     cfg, weight = ours.cfg, ours.embed.weight
@@ -122,13 +122,13 @@ def bench_prefill(models, known, sizes, race, device):
         return ours(ids, n_loops=loops, kv_cache=KVCache(cfg.max_seq_len))
 
     their_prefill = theirs if isinstance(theirs, str) else lambda ids: theirs(ids, n_loops=loops, kv_cache={})
-    race(
+    compare_interleaved(
         Case(
             ours=prefill,
             inputs=[(ids[:, :tokens],)],
             expected=logits[:, :tokens].to(weight.dtype),
             cost=_cost(counts.forward(cfg, 1, tokens, 0, loops, weight.dtype.itemsize, last_token_only=False)),
-            peers={"upstream float32": their_prefill if weight.dtype == torch.float32 else "timed beside float32"},
+            baselines={"upstream float32": their_prefill if weight.dtype == torch.float32 else "timed with float32"},
             products=best_linear(tokens, cfg.dim, weight.dtype, device),
             tokens=tokens,
             allowed=ALLOWED,
@@ -137,28 +137,28 @@ def bench_prefill(models, known, sizes, race, device):
 
 
 @torch.no_grad()
-def bench_generate(float32, race, smoke, device):
-    """16 tokens after a prompt of 32 at 8 loops, greedy, float32."""
+def bench_generate(float32, compare_interleaved, smoke, device):
+    """16 tokens after a prompt of 32 tokens at 8 loops, greedy, float32."""
     ours, theirs = float32
     new, loops, length = (4, 2, 6) if smoke else (GENERATED, GENERATE_LOOPS, 32)
     ids = torch.randint(0, ours.cfg.vocab_size, (1, length), device=device)
     greedy = {"max_new_tokens": new, "n_loops": loops, "top_k": 1}
     parts = [_cost(counts.forward(ours.cfg, 1, length, 0, loops, 4))]
     parts += [_cost(counts.decode(ours.cfg, 1, length + step, loops, 4)) for step in range(new - 1)]
-    race(
+    compare_interleaved(
         Case(
             ours=lambda ids: ours.generate(ids, **greedy),
             inputs=[(ids,)],
             expected=_reference(lambda: ours.generate(ids, **greedy)),
             cost=total(parts),
-            peers={"upstream": theirs if isinstance(theirs, str) else lambda ids: theirs.generate(ids, **greedy)},
+            baselines={"upstream": theirs if isinstance(theirs, str) else lambda ids: theirs.generate(ids, **greedy)},
             tokens=new,
             allowed=ALLOWED,
         )
     )
 
 
-def bench_train_step(float32, race, smoke, device):
+def bench_train_step(float32, compare_interleaved, smoke, device):
     """Forward and backward of 32 tokens at 2 loops, float32, without the optimiser."""
     ours, theirs = float32
     tokens, loops = (10, 2) if smoke else (TRAIN_TOKENS, TRAIN_LOOPS)
@@ -179,13 +179,13 @@ def bench_train_step(float32, race, smoke, device):
         return train
 
     train = step(ours)
-    race(
+    compare_interleaved(
         Case(
             ours=train,
             inputs=[(ids,)],
             expected=_reference(lambda: train(ids)),
             cost=_cost(counts.train_step(ours.cfg, 1, tokens, loops, 4)),
-            peers={"upstream": theirs if isinstance(theirs, str) else step(theirs)},
+            baselines={"upstream": theirs if isinstance(theirs, str) else step(theirs)},
             products=best_linear(tokens, ours.cfg.dim, torch.float32, device),
             tokens=tokens,
             allowed=ALLOWED,

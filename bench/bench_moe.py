@@ -1,13 +1,13 @@
-"""Mixture of experts: a decoded token against a streaming read, a prefill against F.linear, and training."""
+"""The mixture of experts: a decoded token against a streaming read, a prefill against F.linear."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bench.baselines import experts, packages
+from bench.case import Case
 from bench.ceilings import best_linear, streaming_read, with_products
-from bench.peers import experts, packages
-from bench.race import Case
 from bench.shapes import config, need, random_weights
 from openmythos import ops, reference
 from openmythos.config import MythosConfig
@@ -15,7 +15,7 @@ from openmythos.roofline import cost
 from openmythos.roofline.model import experts_of
 
 DTYPES = [torch.float32, torch.bfloat16]
-# float32 of 3b is 10.9 GB: its bfloat16 tells the same
+# 3b in float32 would be 10.9 GB and show nothing new
 LAYERS = [("1b", torch.float32), ("1b", torch.bfloat16), ("3b", torch.bfloat16), ("10b", torch.bfloat16)]
 
 
@@ -44,11 +44,11 @@ class Layer:
         return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, experts)
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, weights and counts: close logits may change places when they are rounded another way."""
+        """Ids, weights and counts by our ops: with other rounding, close logits may change places."""
         return ops.moe_route(ops.linear(x, self.router), self.bias, self.cfg.n_experts_per_tok)
 
     def truth(self, x: torch.Tensor) -> torch.Tensor:
-        """The reference's result in float32 for the chosen experts, widened one at a time."""
+        """The reference's float32 result for our choice of experts, which are widened one at a time."""
         ids, weights, _ = self.route(x)
         wide = x.float()
         out = torch.zeros_like(wide)
@@ -61,20 +61,20 @@ class Layer:
         return out.to(x.dtype)
 
     def chosen(self, x: torch.Tensor) -> list[int]:
-        """The experts that rows take."""
+        """The experts that serve the rows."""
         return sorted(set(self.route(x)[0].flatten().tolist()))
 
-    def peers(self) -> dict:
-        """Every other way to compute the layer."""
+    def baselines(self) -> dict:
+        """The other implementations of the layer."""
         weights = (self.cfg, self.router, self.gate_up, self.down, self.shared)
-        peers = {
+        baselines = {
             "upstream": experts.upstream(*weights),
             "upstream, sorted rows": experts.sorted_rows(*weights),
             "grouped_mm": experts.grouped_mm(*weights),
             "compiled reference": "the reference's loop over experts breaks the graph",
             **packages.moe(*weights),
         }
-        return with_products(peers, self.dtype, self.router.device)
+        return with_products(baselines, self.dtype, self.router.device)
 
 
 @pytest.fixture(scope="module", params=LAYERS, ids=lambda pair: f"{pair[0]}-{str(pair[1]).removeprefix('torch.')}")
@@ -92,8 +92,8 @@ def _tokens(layer: Layer, rows: int, sets: int, device: torch.device) -> list[tu
 
 
 @torch.no_grad()
-def bench_decode(layer, race, device):
-    """One token, other experts each round: the weights that it takes are read once."""
+def bench_decode(layer, compare_interleaved, device):
+    """One token, served by other experts in each call; their weights are read once."""
     inputs = _tokens(layer, 1, 16, device)
     shared = [matrix for expert in layer.shared for matrix in expert]
 
@@ -101,13 +101,13 @@ def bench_decode(layer, race, device):
         taken = layer.chosen(inputs[index][0])
         return streaming_read([*shared, *(stack[e] for e in taken for stack in (layer.gate_up, layer.down))])
 
-    race(
+    compare_interleaved(
         Case(
             ours=layer,
             inputs=inputs,
             expected=layer.truth(inputs[0][0]),
             cost=cost.moe(1, experts_of(layer.cfg), layer.dtype.itemsize, hit=layer.cfg.n_experts_per_tok),
-            peers=layer.peers(),
+            baselines=layer.baselines(),
             stream=stream,
             tokens=1,
         )
@@ -116,18 +116,18 @@ def bench_decode(layer, race, device):
 
 @pytest.mark.parametrize("rows", [128, 512])
 @torch.no_grad()
-def bench_prefill(layer, rows, race, smoke, device):
-    """Useful FLOPs of routing, routed and shared experts over the best linear at as many rows."""
+def bench_prefill(layer, rows, compare_interleaved, smoke, device):
+    """Useful FLOPs of routing, routed and shared experts, against the best linear at the same number of rows."""
     rows = 12 if smoke else rows
     inputs = _tokens(layer, rows, 2, device)
     hit = len(layer.chosen(inputs[0][0]))
-    race(
+    compare_interleaved(
         Case(
             ours=layer,
             inputs=inputs,
             expected=layer.truth(inputs[0][0]),
             cost=cost.moe(rows, experts_of(layer.cfg), layer.dtype.itemsize, hit=hit),
-            peers=layer.peers(),
+            baselines=layer.baselines(),
             products=best_linear(rows, layer.cfg.dim, layer.dtype, device),
             tokens=rows,
         )

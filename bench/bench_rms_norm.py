@@ -1,4 +1,4 @@
-"""The norm with its residual addition at every variant's width: against a copy, torch's and the compiled reference."""
+"""The norm with residual addition at the width of every variant, against a copy, torch and the compiled reference."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.baselines.compiled import compiled
+from bench.case import Case
 from bench.ceilings import streaming_copy
-from bench.peers.compiled import compiled
-from bench.race import Case
-from bench.shapes import ALL, config
-from bench.timing import sets_beyond_cache
+from bench.shapes import ALL, config, sets_beyond_cache
 from openmythos import ops, reference
 from openmythos.roofline import cost
 
@@ -26,7 +25,7 @@ def _torch(
 
 @pytest.mark.parametrize(("variant", "rows"), [("1b", 1), *((variant, 2048) for variant in ALL)], ids=str)
 @torch.no_grad()
-def bench_rms_norm_add(variant, rows, race, smoke, device):
+def bench_rms_norm_add(variant, rows, compare_interleaved, smoke, device):
     """bfloat16 rows in and out; two reads and two writes of a row."""
     dim, dtype = config(variant, smoke).dim, torch.bfloat16
     counted = cost.rms_norm(rows, dim, dtype.itemsize, add=True)
@@ -48,10 +47,10 @@ def bench_rms_norm_add(variant, rows, race, smoke, device):
         inputs=inputs,
         expected=plain(*inputs[0])[0],
         cost=counted,
-        peers={
+        baselines={
             "torch": _torch,
             "compiled reference": compiled(plain, device, smoke) if variant == "1b" else "1b only",
         },
         stream=lambda index: streaming_copy([(inputs[index][0], spare), (inputs[index][1], spare)]),
     )
-    race(case)
+    compare_interleaved(case)

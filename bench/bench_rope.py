@@ -1,16 +1,15 @@
-"""Rotary embedding of the queries of mythos_1b and 10b: useful bytes against a copy, beside upstream and torch."""
+"""Rotary embedding of the queries of mythos_1b and 10b, against a copy, upstream and the compiled reference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bench.baselines import upstream
+from bench.baselines.compiled import compiled
+from bench.case import Case
 from bench.ceilings import streaming_copy
-from bench.peers import upstream
-from bench.peers.compiled import compiled
-from bench.race import Case
-from bench.shapes import config, name
-from bench.timing import sets_beyond_cache
+from bench.shapes import config, name, sets_beyond_cache
 from openmythos import nn, ops, reference
 from openmythos.roofline import cost
 
@@ -26,8 +25,8 @@ from openmythos.roofline import cost
     ids=name,
 )
 @torch.no_grad()
-def bench_rope(variant, tokens, dtype, race, smoke, device):
-    """All heads' rope parts of the new tokens; a read and a write of each."""
+def bench_rope(variant, tokens, dtype, compare_interleaved, smoke, device):
+    """The rope part of every head of the new tokens, read once and written once."""
     cfg = config(variant, smoke)
     tokens, heads, dim = min(tokens, 7) if smoke else tokens, cfg.n_heads, cfg.qk_rope_head_dim
     counted = cost.rope(tokens, heads, dim, dtype.itemsize)
@@ -39,13 +38,13 @@ def bench_rope(variant, tokens, dtype, race, smoke, device):
     ]
     theirs = upstream.rope(angles)
     spare = torch.empty_like(inputs[0][0])
-    race(
+    compare_interleaved(
         Case(
             ours=ops.rope,
             inputs=inputs,
             expected=reference.rope(*inputs[0]),
             cost=counted,
-            peers={
+            baselines={
                 "upstream": theirs,
                 "compiled reference": compiled(reference.rope, device, smoke) if variant == "1b" else "1b only",
             },

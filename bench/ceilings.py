@@ -1,4 +1,4 @@
-"""Calls that only move bytes or only multiply: what the ops are measured against, in the same rounds."""
+"""The ceilings of a case: calls that only move bytes or only multiply, timed in the same rounds."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from bench.peers import Peers
-from bench.timing import seconds
+from bench.baselines import Baselines
+from openmythos.timing import seconds
 
-# of the best rate: a product below it is no ceiling
-FAR = 0.7
-# times float32's: a 16-bit product beyond it is not computed by instructions made for it
+# products below this share of the best rate are not timed
+MIN_SHARE = 0.7
+# a 16-bit product that takes this many times as long as float32 is not computed by 16-bit instructions
 SLOW = 4
 
 
 class Stream(NamedTuple):
-    """A call that only moves bytes, and how many."""
+    """A call that only moves bytes, and their number."""
 
     call: Callable[[], object]
     nbytes: int
 
 
 class Product(NamedTuple):
-    """A call that only multiplies, and how many FLOPs."""
+    """A call that only multiplies, and the number of its FLOPs."""
 
     call: Callable[[], object]
     flops: int
 
 
 def streaming_read(tensors: Sequence[torch.Tensor]) -> Stream:
-    """Read the very tensors that a contender streams, so that both go through the same pages and memory."""
+    """Read the tensors that the op streams, so that both use the same memory pages."""
     views = [tensor.detach().reshape(-1).view(torch.float32) for tensor in tensors]
 
     def read() -> None:
@@ -44,7 +44,7 @@ def streaming_read(tensors: Sequence[torch.Tensor]) -> Stream:
 
 
 def streaming_copy(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Stream:
-    """Copy the first of each pair to the second: reads and writes count."""
+    """Copy the first tensor of each pair to the second; reads and writes both count."""
 
     def copy() -> None:
         for source, target in pairs:
@@ -55,7 +55,7 @@ def streaming_copy(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Stream
 
 @functools.cache
 def slow_products(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why torch's products in a 16-bit dtype are not worth timing here, if so: no instructions, a scalar loop."""
+    """The reason why torch's products in a 16-bit dtype are not timed here (scalar code), or None."""
     if device.type == "cuda" or dtype == torch.float32:
         return None
     x, weight = torch.randn(64, 256), torch.randn(512, 256)
@@ -66,29 +66,28 @@ def slow_products(dtype: torch.dtype, device: torch.device) -> str | None:
     return f"torch's products in {name} take {ratio:.0f} times as long as in float32 here" if ratio > SLOW else None
 
 
-def with_products(peers: Peers, dtype: torch.dtype, device: torch.device) -> Peers:
-    """The peers, or for all of them the reason why torch cannot multiply in their dtype at a speed worth timing."""
+def with_products(baselines: Baselines, dtype: torch.dtype, device: torch.device) -> Baselines:
+    """The baselines, or the reason why torch's products in this dtype are not timed, for each of them."""
     reason = slow_products(dtype, device)
-    return peers if reason is None else dict.fromkeys(peers, reason)
+    return baselines if reason is None else dict.fromkeys(baselines, reason)
 
 
 def best_linear(
     rows: int, width: int, dtype: torch.dtype, device: torch.device, outs: tuple[int, ...] = (4096, 8192, 16384)
 ) -> list[Product]:
-    """torch's linear at `rows`, for several output widths: the best rate of a round is what multiplying can reach.
+    """torch's linear at `rows` rows for several output widths; the fastest of a round is the ceiling.
 
-    Where the processor has no instructions for a 16-bit dtype it is the float32 product: widening is then the
-    fastest way. What is far from the best is left out: it would only take time.
+    Where the processor has no instructions for a 16-bit dtype, the ceiling is the float32 product. Widths whose rate
+    is far below the best are left out.
     """
-    dtypes = {torch.float32 if slow_products(dtype, device) else dtype}
+    kind = torch.float32 if slow_products(dtype, device) else dtype
+    x = torch.randn(rows, width, device=device).to(kind)
     products: list[Product] = []
-    for kind in dtypes:
-        x = torch.randn(rows, width, device=device).to(kind)
-        for out in outs:
-            weight = torch.randn(out, width, device=device).to(kind)
-            products.append(Product(functools.partial(F.linear, x, weight), 2 * rows * width * out))
+    for out in outs:
+        weight = torch.randn(out, width, device=device).to(kind)
+        products.append(Product(functools.partial(F.linear, x, weight), 2 * rows * width * out))
     rates = []
     for product in products:
         product.call()
         rates.append(product.flops / seconds(product.call))
-    return [product for product, rate in zip(products, rates, strict=True) if rate > FAR * max(rates)]
+    return [product for product, rate in zip(products, rates, strict=True) if rate > MIN_SHARE * max(rates)]

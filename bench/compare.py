@@ -1,17 +1,17 @@
-"""Compare benchmarks: two recorded runs, or this tree with another revision, built and run in turn.
+"""Compare benchmarks: two recorded runs, or this tree with another revision that is built and run in turn.
 
     python -m bench.compare old.json new.json
     python -m bench.compare --base HEAD~3 [--threshold 10] [--only bench_moe.py] [--plant-slowdown 1.15]
 
-A case is compared by its time over what the same rounds measured for the machine (a stream, a matrix product), where
-it has such a ceiling, so that a machine that changes its speed between runs does not count; else by its time.
+Each revision runs its own benchmarks, and cases are matched by name. A case with a ceiling (a stream, a matrix
+product) is compared by its time over the ceiling's in the same rounds, so that a change of the machine's speed between
+runs cancels out; other cases are compared by their time.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,12 +27,12 @@ from bench.report import load, milliseconds
 
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLD_PERCENT = 10.0
-# base, head, head, base: a drift of the machine hits both alike
+# base, head, head, base: a drift of the machine affects both sides equally
 ORDER = ("base", "head", "head", "base")
 
 
 class Change(NamedTuple):
-    """One case: what it costs in both, in multiples of its floor or in ms, and how many times as long head takes."""
+    """One case: its cost on both sides, in multiples of its floor or in ms, and the ratio head / base."""
 
     name: str
     base: float
@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 
 def cost(info: dict[str, Any]) -> tuple[float, str]:
-    """What a case is compared by: its time over its floor in the same rounds, or milliseconds."""
+    """The cost of a case: its time over its floor in the same rounds, or milliseconds."""
     if info.get("fraction_of_floor"):
         return 1 / info["fraction_of_floor"], "x floor"
     return milliseconds(info), "ms"
@@ -58,7 +58,7 @@ def costs(runs: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
 
 
 def changes(base: list[dict[str, Any]], head: list[dict[str, Any]]) -> tuple[list[Change], list[str]]:
-    """The cases that both have, the slowest change first, and the names of those that only one has."""
+    """The cases of both sides, the largest slowdown first, and the names of cases that only one side has."""
     old, new = costs(base), costs(head)
     both = [name for name in old if name in new and old[name][1] == new[name][1]]
     found = [Change(name, old[name][0], new[name][0], new[name][0] / old[name][0], new[name][1]) for name in both]
@@ -71,7 +71,7 @@ def slower(found: list[Change], threshold: float) -> list[Change]:
 
 
 def show(found: list[Change], alone: list[str], threshold: float) -> int:
-    """Print the table; the exit status: 1 when a case is slower than the threshold allows."""
+    """Print the table; returns the exit status, 1 when a case is slower than the threshold allows."""
     table = Table()
     for column in ("case", "base", "head", "head takes"):
         table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
@@ -92,7 +92,7 @@ def show(found: list[Change], alone: list[str], threshold: float) -> int:
 
 
 def _run(tree: Path, only: str, out: Path, slowdown: float) -> dict[str, Any]:
-    """Run the benchmarks of this tree against the package in `tree`."""
+    """Run the benchmarks of a tree against the package in that tree."""
     command = [
         sys.executable,
         "-m",
@@ -111,15 +111,17 @@ def _run(tree: Path, only: str, out: Path, slowdown: float) -> dict[str, Any]:
 
 
 def _build(tree: Path) -> None:
-    """Compile the native library of a tree in place."""
+    """Compile the C++ library of a tree in place, and make its Triton kernels importable from it."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     result = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{tree} does not build:\n{result.stderr[-2000:]}")
+    # without the link, the kernels of the installed tree would be imported
+    (tree / "openmythos" / "triton_kernels").symlink_to(tree / "triton_kernels")
 
 
 def against(base: str, only: str, slowdown: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Runs of `base` and of this tree: base in a worktree of its own, built there, with this tree's benchmarks."""
+    """Runs of `base` and of this tree; base is checked out and built in a temporary worktree."""
     runs: dict[str, list[dict[str, Any]]] = {"base": [], "head": []}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "base"
@@ -135,8 +137,6 @@ def against(base: str, only: str, slowdown: float) -> tuple[list[dict[str, Any]]
         try:
             print(f"Building {base}", flush=True)
             _build(tree)
-            shutil.rmtree(tree / "bench")
-            shutil.copytree(ROOT / "bench", tree / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
             for turn, side in enumerate(ORDER):
                 print(f"Run {turn + 1} of {len(ORDER)}: {side}", flush=True)
                 where, planted = (tree, 1.0) if side == "base" else (ROOT, slowdown)
@@ -147,13 +147,13 @@ def against(base: str, only: str, slowdown: float) -> tuple[list[dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare and print; 1 when a case became slower than the threshold allows."""
+    """Compare and print; 1 when a case is slower than the threshold allows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="two recorded runs, old and new")
     parser.add_argument("--base", help="the revision to compare this tree with")
     parser.add_argument("--threshold", type=float, default=THRESHOLD_PERCENT, help="percent (default: 10)")
     parser.add_argument("--only", default="", help="one bench file (default: all)")
-    parser.add_argument("--plant-slowdown", type=float, default=1.0, help="slow this tree down, to see it caught")
+    parser.add_argument("--plant-slowdown", type=float, default=1.0, help="slow this tree down, as a test")
     args = parser.parse_args(argv)
     if (args.base is None and len(args.files) != 2) or (args.base is not None and args.files):
         parser.error("give two recorded runs, or --base")

@@ -1,4 +1,4 @@
-"""Straight lines through measured costs, and where the measurements leave them."""
+"""Straight lines through measured costs, and where the measurements deviate from them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-# a point this far from the line of the points before it is where the line breaks
+# the line ends before a point that deviates more than this
 TOLERANCE = 0.15
-# so many points make a line
-LEAST = 3
+MIN_POINTS = 3
 
 
 class Line(NamedTuple):
-    """cost = fixed + each * x for x up to `until`; `breaks` is the first x off the line, None when none is.
+    """cost = fixed + each * x for x up to `until`; `breaks` is the first x off the line, or None.
 
-    `worst` is the largest relative distance of the line's own points from it.
+    `worst` is the largest relative deviation of the points on the line.
     """
 
     fixed: float
@@ -39,16 +38,16 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Line:
-    """The line through the first points, extended as long as the next point is within TOLERANCE of it.
+    """The line through the first points, extended while the next point is within TOLERANCE of it.
 
     Raises:
         ValueError: for fewer than three points, or costs that are not positive.
     """
-    if len(x) != len(y) or len(x) < LEAST:
-        raise ValueError(f"x has {len(x)} points, y {len(y)}: at least {LEAST} of both are needed")
+    if len(x) != len(y) or len(x) < MIN_POINTS:
+        raise ValueError(f"x has {len(x)} points, y {len(y)}: both need at least {MIN_POINTS}")
     if min(y) <= 0:
-        raise ValueError(f"y holds {min(y)}: costs must be positive")
-    for taken in range(LEAST, len(x)):
+        raise ValueError(f"y contains {min(y)}: costs must be positive")
+    for taken in range(MIN_POINTS, len(x)):
         fixed, each = _line(x[:taken], y[:taken])
         if abs(y[taken] - (fixed + each * x[taken])) > TOLERANCE * y[taken]:
             return _described(fixed, each, x[:taken], y[:taken], x[taken])

@@ -2,8 +2,8 @@
 
     python -m bench.growth            # or: make bench-growth
 
-mythos_1b in bfloat16; upstream (float32, the only dtype that it runs in) at three points of each series. The points
-of a series take turns, so that a machine that changes its speed bends no line. Writes growth.json, .md and .png.
+mythos_1b in bfloat16; upstream in float32, the only dtype that it supports, at three points of each series. The points
+of a series take turns, so that a change of the machine's speed bends no line. Writes growth.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import torch
 from rich.console import Console
 
 import openmythos
+from bench.baselines import experts, upstream
 from bench.bench_moe import Layer
 from bench.fit import TOLERANCE, Line, fit
 from bench.memory import peak_memory
-from bench.peers import experts, upstream
 from bench.shapes import config, free_memory
-from bench.timing import seconds
 from openmythos import KVCache
 from openmythos.config import MythosConfig
 from openmythos.roofline import device_name
+from openmythos.timing import seconds
 
 LOOPS = (1, 2, 4, 8, 16, 32, 64)
 CACHE = tuple(128 * 2**n for n in range(11))
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EXPERTS = (8, 16, 32, 64, 128, 256)
-# the halting head's bias: positions halt after one loop, after some, never
+# the bias of the halting head: positions halt after one loop, after several, never
 HALTING = (6.0, 1.0, 0.0, -1.0, -2.0, -3.0)
 PROMPT, TOKENS, ROUNDS = 128, 64, 5
 DTYPE = torch.bfloat16
@@ -42,7 +42,7 @@ DTYPE = torch.bfloat16
 
 @dataclass
 class Series:
-    """Points of one kind: x, a call for each, upstream's call for some; filled with what was measured."""
+    """The points of one curve: a call for each x, upstream's call for some."""
 
     name: str
     unit: str
@@ -52,7 +52,7 @@ class Series:
     histograms: dict[float, list[int]] = field(default_factory=dict)
 
     def measure(self, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-        """Medians of rounds in which every point is timed once."""
+        """Medians over rounds that time every point once."""
         calls = {("ours", x): call for x, call in self.calls.items()} | {
             ("upstream", x): call for x, call in self.upstream.items()
         }
@@ -81,7 +81,7 @@ class Series:
 
 
 class Models:
-    """mythos_1b with a long context in bfloat16, and upstream's in float32 on the same weights."""
+    """mythos_1b in bfloat16 with a long context, and upstream in float32 on the same weights."""
 
     def __init__(self, smoke: bool, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -93,8 +93,8 @@ class Models:
         theirs = upstream.model(self.cfg, full.state_dict(), device)
         self.theirs = None if isinstance(theirs, str) else theirs
 
-    def few(self, values: tuple[float, ...]) -> tuple[float, ...]:
-        """Three of them in a smoke run."""
+    def points(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The values, or the first three in a smoke run."""
         return values[:3] if self.smoke else values
 
     def ids(self, batch: int, count: int = 1) -> torch.Tensor:
@@ -102,7 +102,7 @@ class Models:
         return torch.randint(0, self.cfg.vocab_size, (batch, count), device=self.device)
 
     def cache(self, batch: int, tokens: int, loops: int) -> KVCache:
-        """A cache that holds random rows: what attention costs does not depend on them."""
+        """A cache of random rows; their values do not change the cost of attention."""
         cfg, cache = self.cfg, KVCache(self.cfg.max_seq_len)
         layout = self.ours.recurrent.block.attn.layout
         keys = self.ours.cache_keys(loops)
@@ -113,7 +113,7 @@ class Models:
         return cache
 
     def add_decode(self, series: Series, x: float, batch: int, tokens: int, loops: int) -> None:
-        """The point x of a series: our next token of each sequence after `tokens` cached ones."""
+        """The point x of a series: we decode a token of each sequence after `tokens` cached ones."""
         cache, ids = self.cache(batch, tokens, loops), self.ids(batch)
 
         def call() -> None:
@@ -123,7 +123,7 @@ class Models:
         series.calls[x], series.cache_bytes[x] = call, cache.nbytes
 
     def their_decode(self, batch: int, tokens: int, loops: int) -> Callable[[], object]:
-        """Upstream's, over a cache of its own kind."""
+        """The same call of upstream, over a cache of its own kind."""
         cfg, ids = self.cfg, self.ids(batch)
         entry = {
             "c_kv": torch.randn(batch, tokens, cfg.kv_lora_rank, device=self.device),
@@ -138,37 +138,37 @@ def _at(models: Models, points: tuple[float, ...], make: Callable[[int], Callabl
 
 
 def loops(models: Models) -> Series:
-    """One decoded token after 128, by loops."""
+    """A decoded token after 128 cached ones, by loops."""
     series = Series("decode, by loops", "loops")
-    for n in models.few(LOOPS):
+    for n in models.points(LOOPS):
         models.add_decode(series, n, 1, PROMPT, n)
     series.upstream = _at(models, (1, 4, 16), lambda n: models.their_decode(1, PROMPT, n))
     return series
 
 
 def cache(models: Models) -> Series:
-    """One decoded token at 16 loops, by cached tokens."""
+    """A decoded token at 16 loops, by cached tokens."""
     series = Series("decode, by cached tokens", "cached tokens")
-    for n in models.few(CACHE):
+    for n in models.points(CACHE):
         models.add_decode(series, n, 1, n, models.cfg.max_loop_iters)
     series.upstream = _at(models, (128, 1024, 4096), lambda n: models.their_decode(1, n, models.cfg.max_loop_iters))
     return series
 
 
 def batch(models: Models) -> Series:
-    """One decoded token a sequence at 16 loops after 128, by sequences."""
+    """A decoded token of each sequence at 16 loops after 128 cached ones, by sequences."""
     series = Series("decode, by sequences", "sequences")
-    for n in models.few(BATCH):
+    for n in models.points(BATCH):
         models.add_decode(series, n, n, PROMPT, models.cfg.max_loop_iters)
     series.upstream = _at(models, (1, 4, 16), lambda n: models.their_decode(n, PROMPT, models.cfg.max_loop_iters))
     return series
 
 
 def experts_of_layer(models: Models, rows: int) -> Series:
-    """The MoE layer of `rows` rows at 1b's widths, by routed experts; 4 of them serve a row."""
+    """The MoE layer at the widths of mythos_1b, by routed experts; 4 of them serve each row."""
     series = Series(f"experts, {rows} row{'s' if rows > 1 else ''}", "routed experts")
     x = torch.randn(rows, models.cfg.dim, device=models.device)
-    for count in models.few(EXPERTS):
+    for count in models.points(EXPERTS):
         cfg: MythosConfig = replace(models.cfg, n_experts=count)
         size = 3 * cfg.dim * cfg.expert_dim * (count + cfg.n_experts_per_tok * cfg.n_shared_experts)
         if 6 * size > free_memory(models.device):
@@ -186,18 +186,18 @@ def experts_of_layer(models: Models, rows: int) -> Series:
 
 
 def exit_of_loop(models: Models) -> Series:
-    """64 tokens without a cache, where the loop ends once all have halted, by the loops that ran."""
+    """64 tokens without a cache, where the loop ends once all have halted, by the number of loops."""
     series = Series("early exit without a cache", "loops until all positions have halted")
     ids = models.ids(1, TOKENS)
-    for bias in models.few(HALTING):
+    for bias in models.points(HALTING):
         steps = _halting_steps(models, ids, bias)
-        most = int(steps.max())
-        if most in series.calls:
+        last = int(steps.max())
+        if last in series.calls:
             continue
-        series.calls[most] = lambda bias=bias: _run(models.ours, ids, bias)
-        series.histograms[most] = torch.bincount(steps, minlength=most + 1)[1:].tolist()
+        series.calls[last] = lambda bias=bias: _run(models.ours, ids, bias)
+        series.histograms[last] = torch.bincount(steps, minlength=last + 1)[1:].tolist()
         if models.theirs is not None and len(series.upstream) < 3:
-            series.upstream[most] = lambda bias=bias: _run(models.theirs, ids, bias)
+            series.upstream[last] = lambda bias=bias: _run(models.theirs, ids, bias)
     return series
 
 
@@ -207,7 +207,7 @@ def _run(model: torch.nn.Module, ids: torch.Tensor, bias: float) -> torch.Tensor
 
 
 def _halting_steps(models: Models, ids: torch.Tensor, bias: float) -> torch.Tensor:
-    """Loops that each position runs before its halting probabilities add up to the threshold."""
+    """The loops of each position until its halting probabilities add up to the threshold."""
     act, seen = models.ours.recurrent.act, []
     hook = act.register_forward_hook(lambda _module, _inputs, p: seen.append(p[0].float()))
     try:
@@ -234,32 +234,34 @@ def lines_of(measured: dict[str, dict[str, Any]]) -> dict[str, Line]:
     return {name: fit(one["x"], one["ms"]) for name, one in measured.items() if len(one["x"]) >= 3}
 
 
-def markdown(measured: dict[str, dict[str, Any]], lines: dict[str, Line]) -> str:
-    """The series as tables, with their lines."""
+def markdown(device: str, measured: dict[str, dict[str, Any]], lines: dict[str, Line]) -> str:
+    """The series and their lines as tables."""
     text = [
-        f"# {device_name()}",
+        f"# {device}",
         "",
-        "mythos_1b in bfloat16, upstream in float32; medians of rounds in which the points",
+        "mythos_1b in bfloat16, upstream in float32; medians of rounds in which the points take turns.",
+        "Reproduce with `make bench-growth`.",
+        "",
+        "![cost over size](growth.png)",
     ]
-    text += ["take turns. Reproduce with `make bench-growth`.", "", "![cost over size](growth.png)"]
     for name, one in measured.items():
         theirs = {x: ms for x, ms in one["upstream"]}
         text += ["", f"## {name}", "", f"| {one['unit']} | ms | upstream, ms | peak MB | cache MB | |"]
         text.append("| ---: | ---: | ---: | ---: | ---: | --- |")
         columns = (one[key] for key in ("x", "ms", "peak_bytes", "cache_bytes", "histograms"))
         for x, ms, peak, held, histogram in zip(*columns, strict=True):
-            said = f"positions that halt after 1, 2, ... loops: {histogram}" if histogram else ""
+            note = f"positions that halt after 1, 2, ... loops: {histogram}" if histogram else ""
             sizes = ["" if size is None else f"{size / 1e6:.1f}" for size in (peak, held)]
             text.append(
-                f"| {x:g} | {ms:.2f} | {f'{theirs[x]:.1f}' if x in theirs else ''} | {' | '.join(sizes)} | {said} |"
+                f"| {x:g} | {ms:.2f} | {f'{theirs[x]:.1f}' if x in theirs else ''} | {' | '.join(sizes)} | {note} |"
             )
         if name in lines:
             line = lines[name]
-            end = "" if line.breaks is None else f"; {line.breaks:g} is more than {TOLERANCE:.0%} off it"
+            end = "" if line.breaks is None else f"; {line.breaks:g} deviates by more than {TOLERANCE:.0%}"
             text += [
                 "",
                 f"Line up to {line.until:g}: {line.fixed:.3g} ms + {line.each:.3g} ms x {one['unit']}, "
-                f"its points at most {line.worst:.0%} off it{end}.",
+                f"its points deviate by at most {line.worst:.0%}{end}.",
             ]
     return "\n".join(text) + "\n"
 
@@ -273,7 +275,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results") / device_name())
     parser.add_argument("--only", choices=SERIES, action="append", help="one series (may be repeated)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, to test that it runs")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured: dict[str, dict[str, Any]] = {}
@@ -287,7 +289,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     recorded = {"device": device_name(), "torch": torch.__version__, "series": measured}
     (args.out / "growth.json").write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-    (args.out / "growth.md").write_text(markdown(measured, lines), encoding="utf-8")
+    (args.out / "growth.md").write_text(markdown(device_name(), measured, lines), encoding="utf-8")
     curves(measured, lines, args.out / "growth.png")
     print(f"Wrote {args.out}/growth.json, growth.md and growth.png")
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call, beyond what was in use before it."""
+"""Peak memory of one call, above what was in use before it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from openmythos.host import peak_resident_memory, resident_memory
 
-
-def _status(field: str) -> int:
-    line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_memory(function: Callable[[], object]) -> int | None:
-    """Bytes that one call needs at its peak, its result included: the allocator's on a GPU, resident pages on the CPU.
+    """Peak bytes of one call including its result: allocated on a GPU, resident on the CPU.
 
-    None where the system does not tell.
+    None where the system does not report them.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -28,10 +25,11 @@ def peak_memory(function: Callable[[], object]) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        # 5 sets the high-water mark back to the present
+        # 5 resets the high-water mark
         _CLEAR.write_text("5", encoding="ascii")
-        before = _status("VmRSS")
-        function()
-        return max(0, _status("VmHWM") - before)
     except OSError:
         return None
+    before = resident_memory()
+    function()
+    peak = peak_resident_memory()
+    return None if before is None or peak is None else max(0, peak - before)

@@ -1,8 +1,8 @@
-"""The cases whose ratios are quoted: they get more time and rounds, and `bench.repeat` shows how far ratios move."""
+"""The cases whose ratios are quoted: they get more rounds, and `bench.repeat` shows how repeatable they are."""
 
 from __future__ import annotations
 
-# Quoted as one number: what moves by 5% or less from run to run. Named as the report names them.
+# Quoted as one number: ratios that move by 5% or less between runs. Names as in the report.
 HEADLINES = (
     "model decode[float32]",
     "model decode[bfloat16]",
@@ -11,7 +11,7 @@ HEADLINES = (
     "loop_step [1b-4096-float32]",
     "mla_attention prefill[1b-1024-float32]",
 )
-# Quoted as a range over several runs: few long rounds, or peers whose own time comes in two kinds.
+# Quoted as a range over several runs: few long rounds, or baselines whose time is bimodal.
 RANGES = (
     "model prefill[float32]",
     "model prefill[bfloat16]",

@@ -1,6 +1,6 @@
-"""How far quoted ratios move between two runs, made now or recorded.
+"""How far quoted ratios move between two runs.
 
-python -m bench.repeat                     runs them twice, and writes bench/results/<device>/repeat.md
+python -m bench.repeat                     runs the quoted cases twice and writes bench/results/<device>/repeat.md
 python -m bench.repeat old.json new.json   compares two recorded runs
 """
 
@@ -18,12 +18,12 @@ from bench.report import load
 from openmythos.roofline import device_name
 
 ROOT = Path(__file__).resolve().parent.parent
-# percent that a quoted ratio may move on a quiet machine
+# percent that a quoted ratio may move on an idle machine
 PROMISE = 5.0
 
 
 class Move(NamedTuple):
-    """One ratio of a case in both runs, and how far it moved."""
+    """One ratio of a case in both runs, and by how much it moved."""
 
     case: str
     over: str
@@ -33,19 +33,23 @@ class Move(NamedTuple):
 
 
 def ratios(recorded: dict[str, Any]) -> dict[tuple[str, str], float]:
-    """{(quoted case, what it is over): ratio} of one run: every peer, and the ceiling that is the floor."""
+    """{(quoted case, what it is compared with): ratio} of one run: every baseline, and the floor."""
     found: dict[tuple[str, str], float] = {}
     for entry in recorded["benchmarks"]:
         name, info = short(entry["fullname"]), entry["extra_info"]
         if name in QUOTED:
-            found |= {(name, peer): said["ratio"] for peer, said in info["peers"].items() if "ratio" in said}
+            found |= {
+                (name, baseline): record["ratio"]
+                for baseline, record in info["baselines"].items()
+                if "ratio" in record
+            }
             if "fraction_of_floor" in info:
                 found[name, "the floor"] = info["fraction_of_floor"]
     return found
 
 
 def moves(old: dict[str, Any], new: dict[str, Any]) -> list[Move]:
-    """What both runs have, the largest move first."""
+    """The ratios that both runs have, the largest move first."""
     before, after = ratios(old), ratios(new)
     both = [
         Move(*key, before[key], after[key], 100 * (after[key] / before[key] - 1)) for key in before if key in after
@@ -60,7 +64,7 @@ def _table(found: list[Move]) -> list[str]:
 
 
 def markdown(found: list[Move]) -> str:
-    """Both tables, and how many ratios of the headlines kept the promise."""
+    """Both tables, and the number of headline ratios within the promise."""
     alone = [move for move in found if move.case in HEADLINES]
     kept = sum(abs(move.percent) <= PROMISE for move in alone)
     lines = ["# Quoted ratios in two runs, one after the other", "", "Reproduce with `make bench-repeat`.", ""]
@@ -79,9 +83,9 @@ def _run(out: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare, print, and write where the runs are this machine's own; 1 when there is nothing to compare."""
+    """Compare and print; write the result of runs made now. 1 when there is nothing to compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="two recorded runs (default: run what is quoted twice)")
+    parser.add_argument("files", nargs="*", type=Path, help="two recorded runs (default: run the quoted cases twice)")
     args = parser.parse_args(argv)
     if len(args.files) not in (0, 2):
         parser.error("give two recorded runs, or none")

@@ -1,4 +1,4 @@
-"""A report of recorded benchmarks: Markdown tables and bars against the floor. `python -m bench.report FOLDER`."""
+"""The report of a recorded run, Markdown tables and a chart: `python -m bench.report FOLDER`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def load(file: Path) -> dict[str, Any]:
     """A recorded run.
 
     Raises:
-        SystemExit: with a sentence, when there is none or it is not one.
+        SystemExit: naming the file, when it is missing or is no recorded run.
     """
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SystemExit(f"{file}: {error.strerror}; `make bench` writes it") from error
+        raise SystemExit(f"{file}: {error.strerror}; run `make bench` to write it") from error
     except json.JSONDecodeError as error:
         raise SystemExit(f"{file}: not JSON ({error})") from error
     if "benchmarks" not in recorded:
@@ -32,7 +32,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def milliseconds(info: dict[str, Any]) -> float:
-    """Device time where there is one, else wall time."""
+    """Device time, or wall time where there is none."""
     return info.get("device_ms", info["wall_ms"])
 
 
@@ -65,16 +65,16 @@ def _case_row(entry: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _peer_rows(entries: list[dict[str, Any]]) -> list[str]:
+def _baseline_rows(entries: list[dict[str, Any]]) -> list[str]:
     rows = []
     for entry in entries:
-        for name, peer in entry["extra_info"]["peers"].items():
-            if "ratio" in peer:
-                quartiles = f" ({peer['low']:.2f} to {peer['high']:.2f})" if "low" in peer else ""
-                ratio = f"{peer['ratio']:.2f}x{quartiles}"
+        for name, baseline in entry["extra_info"]["baselines"].items():
+            if "ratio" in baseline:
+                quartiles = f" ({baseline['low']:.2f} to {baseline['high']:.2f})" if "low" in baseline else ""
+                ratio = f"{baseline['ratio']:.2f}x{quartiles}"
                 rows.append(f"| {short(entry['fullname']).split(' ', 1)[1]} | {name} | {ratio} | |")
             else:
-                rows.append(f"| {short(entry['fullname']).split(' ', 1)[1]} | {name} | | {peer['unavailable']} |")
+                rows.append(f"| {short(entry['fullname']).split(' ', 1)[1]} | {name} | | {baseline['unavailable']} |")
     return rows
 
 
@@ -87,9 +87,9 @@ def markdown(recorded: dict[str, Any]) -> str:
         f"torch {machine['torch']}, Python {machine['python']}, {machine['threads']} threads, CPU kernels for "
         f"{machine['isa']}; commit {str(recorded['commit_info']['id'])[:12]}.",
         "",
-        "Times are medians of interleaved rounds, spread the distance of the quartiles. Bytes and FLOPs are the "
-        "useful ones. Stream and product: what the same rounds measured for moving bytes, and for the best matrix "
-        "product. Reproduce with `make bench`.",
+        "Times are medians of interleaved rounds; spread is the distance between the quartiles. Bytes and FLOPs count "
+        "useful work only. Stream and product: the bandwidth and the best matrix product of the same rounds. "
+        "Reproduce with `make bench`.",
         "",
         "![bars against the floor](report.png)",
     ]
@@ -100,14 +100,14 @@ def markdown(recorded: dict[str, Any]) -> str:
         )
         lines.append("| --- " + "| ---: " * 9 + "|")
         lines += map(_case_row, entries)
-        peers = _peer_rows(entries)
-        if peers:
+        baselines = _baseline_rows(entries)
+        if baselines:
             lines += [
                 "",
-                "| case | peer | times as fast (quartiles) | not here, because |",
+                "| case | baseline | times as fast (quartiles) | not timed because |",
                 "| --- | --- | --- | --- |",
             ]
-            lines += peers
+            lines += baselines
     if "ceilings" in machine:
         found = Machine(**machine["ceilings"])
         lines += ["", "## What the machine allows", "", f"Ceilings {found.source}; `python -m bench.roofline` counts."]
@@ -127,8 +127,8 @@ def fractions(recorded: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {phase: rates for phase, rates in found.items() if rates}
 
 
-def remember(recorded: dict[str, Any]) -> None:
-    """Keep the whole model's fractions with the package, for `openmythos plan`."""
+def store_fractions(recorded: dict[str, Any]) -> None:
+    """Store the fractions of the whole model in the package, for `openmythos plan`."""
     found = fractions(recorded)
     if not found:
         return
@@ -137,19 +137,19 @@ def remember(recorded: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Write report.md and report.png beside bench.json."""
+    """Write report.md and report.png next to bench.json."""
     from bench.plots import bars
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where bench.json lies")
-    parser.add_argument("--remember", action="store_true", help="keep the model's fractions with the package")
+    parser.add_argument("folder", type=Path, help="the folder of bench.json")
+    parser.add_argument("--store-fractions", action="store_true", help="store the model's fractions in the package")
     args = parser.parse_args()
     folder = args.folder
     recorded = load(folder / "bench.json")
     (folder / "report.md").write_text(markdown(recorded), encoding="utf-8")
     bars(recorded, folder / "report.png")
-    if args.remember:
-        remember(recorded)
+    if args.store_fractions:
+        store_fractions(recorded)
     print(f"Wrote {folder / 'report.md'} and report.png")
 
 

@@ -33,7 +33,7 @@ def _demo(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo", help="upstream's model and this one side by side on the same text")
     parser.add_argument("--size", choices=("1b", "small"), default="1b", help="mythos_1b (the default), or 30 seconds")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for demo.json and demo.png")
-    parser.add_argument("--rounds", type=_positive, help="at most so many timed rounds (default: what time allows)")
+    parser.add_argument("--rounds", type=_positive, help="the most timed rounds (default: as time allows)")
 
     def run(args: argparse.Namespace) -> int:
         from openmythos.demo import DemoError, run_demo

@@ -1,4 +1,4 @@
-"""The model's hyperparameters, checked by name, and the seven published variants."""
+"""The hyperparameters of the model, and the seven published variants."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ATTENTION_TYPES = ("gqa", "mla")
 class MythosConfig:
     """Hyperparameters of an OpenMythos model, under upstream's names and defaults.
 
-    Fields are checked when the config is made and again when a model is built from it, so that a
-    field changed in between is checked too. Only the fields that the chosen attention uses are
-    checked: `n_kv_heads` and `dim // n_heads` for "gqa", the ranks and head sizes for "mla".
+    Fields are checked when the config is made, and again when a model is built from it, as they may change in
+    between. Only the fields of the chosen attention are checked: `n_kv_heads` and `dim // n_heads` for "gqa", the
+    ranks and head sizes for "mla".
 
-    Any positive `act_threshold` is legal; one above 1 switches halting off.
+    Any positive `act_threshold` is allowed; above 1 it disables halting.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -65,7 +65,7 @@ class MythosConfig:
         return self.dim // 8
 
     def validate(self) -> None:
-        """Raise ValueError at the first field whose value no model can have."""
+        """Raise ValueError for the first field with an invalid value."""
         if self.attn_type not in ATTENTION_TYPES:
             raise ValueError(f"attn_type={self.attn_type!r}: allowed are 'gqa' and 'mla'")
         for name in ("vocab_size", "dim", "n_heads", "max_seq_len", "max_loop_iters", "n_experts", "expert_dim"):
@@ -76,7 +76,7 @@ class MythosConfig:
         if self.n_experts_per_tok > self.n_experts:
             raise ValueError(f"n_experts_per_tok={self.n_experts_per_tok}: allowed is 0 to n_experts={self.n_experts}")
         if not self.act_threshold > 0:
-            raise ValueError(f"act_threshold={self.act_threshold}: must be positive (above 1 means no halting)")
+            raise ValueError(f"act_threshold={self.act_threshold}: must be positive (above 1 disables halting)")
         if not self.rope_theta > 0:
             raise ValueError(f"rope_theta={self.rope_theta}: must be positive")
         if not 0 <= self.dropout < 1:
@@ -100,14 +100,14 @@ class MythosConfig:
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim}: must be even, since RoPE rotates pairs")
 
-    def _check_int(self, name: str, least: int) -> None:
+    def _check_int(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}: must be an int of at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"{name}={value!r}: must be an int of at least {minimum}")
 
     @classmethod
     def from_any(cls, config: object) -> MythosConfig:
-        """Copy any object or mapping that has this config's fields (upstream's config, a JSON object)."""
+        """Copy any object or mapping with the fields of this config (upstream's config, a JSON object)."""
         names = [field.name for field in dataclasses.fields(cls)]
         if isinstance(config, dict):
             unknown = sorted(set(config) - set(names))

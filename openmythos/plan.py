@@ -1,4 +1,4 @@
-"""`openmythos plan`: what fits on a machine, how fast it can be at best, and how many devices a bigger model takes."""
+"""`openmythos plan`: what fits on a machine, the fastest it can run, and the devices that larger models need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ITEM = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class PlanError(ValueError):
-    """What was asked for cannot be planned; the message names the argument and what is allowed."""
+    """The request cannot be planned; the message names the argument and what is allowed."""
 
 
 class Request(NamedTuple):
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One kind of work: tokens of one call, its cost, the floor in seconds, and the measured fraction of it."""
+    """One kind of work: the tokens of a call, its cost, its floor in seconds, the measured fraction of that floor."""
 
     name: str
     tokens: int
@@ -52,12 +52,12 @@ class Phase(NamedTuple):
 
     @property
     def expected(self) -> float | None:
-        """Tokens a second at the fraction that was measured on this device."""
+        """Tokens a second at the fraction measured on this device."""
         return None if self.fraction is None else self.best * self.fraction
 
 
 class Plan(NamedTuple):
-    """The answer: sizes in bytes, whether it fits on one device, the phases, and layouts over several devices."""
+    """Sizes in bytes, whether they fit on one device, the phases, and layouts over several devices."""
 
     request: Request
     parameters: int
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     cache_token: int
     cache: int
     fits: bool
-    most_tokens: int
+    max_tokens: int
     phases: list[Phase]
     layouts: list[Layout]
     training: int
@@ -74,10 +74,10 @@ class Plan(NamedTuple):
 def machine_for(
     device: str, bandwidth: float | None, flops: float | None, memory: float | None, dtype: str
 ) -> tuple[Machine, str]:
-    """The machine named `device`, its ceilings replaced by those given (GB/s, TFLOP/s, GB); and its results' name.
+    """The machine named `device`, with the ceilings that are given (GB/s, TFLOP/s, GB), and its name in the records.
 
     Raises:
-        PlanError: for a name that is not known and not described completely.
+        PlanError: for an unknown name without all three ceilings.
     """
     for name, value in (("bandwidth", bandwidth), ("flops", flops), ("memory", memory)):
         if value is not None and not value > 0:
@@ -85,7 +85,7 @@ def machine_for(
     given = None not in (bandwidth, flops, memory)
     if device not in (*MACHINES, HERE) and not given:
         known = ", ".join((*MACHINES, HERE))
-        raise PlanError(f"--device {device}: known are {known}; any other needs --bandwidth, --flops and --memory")
+        raise PlanError(f"--device {device}: known are {known}; pass --bandwidth, --flops and --memory for any other")
     if given:
         return Machine(device, bandwidth * 1e9, {dtype: flops * 1e12}, memory * 1e9, "given"), device
     if device == HERE:
@@ -139,19 +139,19 @@ def make_plan(request: Request) -> Plan:
     _check(request, cfg)
     item, machine = ITEM[request.dtype], request.machine
     count = model.parameters(cfg)
-    a_token = model.cache_bytes(cfg, request.loops, item)
+    token_bytes = model.cache_bytes(cfg, request.loops, item)
     room = USABLE * machine.memory - count * item
-    cache = a_token * request.context * request.batch
+    cache = token_bytes * request.context * request.batch
     decode = model.decode(cfg, request.batch, request.context, request.loops, item)
     prefill = model.forward(cfg, request.batch, request.context, 0, request.loops, item)
     return Plan(
         request,
         parameters=count,
         weights=count * item,
-        cache_token=a_token,
+        cache_token=token_bytes,
         cache=cache,
         fits=cache <= room,
-        most_tokens=max(0, int(room // a_token)),
+        max_tokens=max(0, int(room // token_bytes)),
         phases=[
             _phase(request, "decode", request.batch, decode),
             _phase(request, "prefill", request.batch * request.context, prefill),
@@ -224,15 +224,15 @@ def show(plan: Plan) -> None:
         f"{plan.parameters:,} parameters, {size(plan.weights)}; cache {size(plan.cache_token)} a token at "
         f"{request.loops} loops, {size(plan.cache)} for {request.batch} x {request.context} tokens: {verdict}"
     )
-    if plan.most_tokens:
-        console.print(f"beside the weights one device keeps {plan.most_tokens:,} tokens of cache")
+    if plan.max_tokens:
+        console.print(f"one device has room for {plan.max_tokens:,} tokens of cache next to the weights")
     console.print(_phase_table(plan))
     if plan.layouts:
         console.print(_layout_table(plan))
     else:
-        console.print("no layout of tensor parallel 1 to 8 and expert parallel fits")
+        console.print("no layout fits (tensor parallel 1 to 8, expert parallel)")
     console.print(
         f"training with AdamW in mixed precision: at least {plan.training} device{'s' if plan.training > 1 else ''} "
-        "for weights, gradients and optimiser, fully sharded; activations come on top"
+        "for weights, gradients and optimiser, fully sharded, without activations"
     )
-    console.print("Floors count bytes and FLOPs alone, on one device: no communication, no launches.", style="dim")
+    console.print("Floors count bytes and FLOPs on one device, without communication and launches.", style="dim")

@@ -1,4 +1,4 @@
-"""Text to token ids through a Hugging Face tokenizer, imported when one is made."""
+"""Text to token ids by a Hugging Face tokenizer; `transformers` is imported on first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DEFAULT_MODEL_ID = "openai/gpt-oss-20b"
 class MythosTokenizer:
     """A `transformers` tokenizer under upstream's names.
 
-    model_id is a model's name on the hub or a folder with tokenizer files.
+    model_id: a model's name on the hub, or a folder with tokenizer files.
 
     Raises:
         ImportError: when the package transformers is not installed.
@@ -23,7 +23,7 @@ class MythosTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens in the vocabulary, added ones aside."""
+        """The number of tokens in the vocabulary, without added tokens."""
         return self.tokenizer.vocab_size
 
     def encode(self, text: str) -> list[int]:
@@ -31,5 +31,5 @@ class MythosTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of `token_ids`, special tokens left out."""
+        """Text of `token_ids`, without special tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Bytes, FLOPs and the time that no implementation can beat, of every op and of the whole model, by machine."""
+"""Bytes, FLOPs and floor (the lower bound of the time) of every op and of the whole model, by machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fractions of the floor that the benchmarks measured, by device: kept with the package for `openmythos plan`."""
+"""Measured fractions of the floor by device, stored by the benchmarks and read by `openmythos plan`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 FILE = Path(__file__).parent / "fractions.json"
-# the phases of the model that the benchmarks time whole
+# the phases of the whole model that the benchmarks time
 PHASES = ("decode", "prefill")
 
 
@@ -17,5 +17,5 @@ def _table() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def measured_fraction(device: str, phase: str, dtype: str) -> float | None:
-    """Fraction of the floor that mythos_1b reached on `device` (a name of `device_name`); None if nobody measured."""
+    """The fraction of the floor that mythos_1b reached on `device` (see `device_name`), or None if not measured."""
     return _table().get(device, {}).get(phase, {}).get(dtype)

@@ -1,4 +1,4 @@
-"""How many devices a model needs, and how its weights are cut over them: tensor, expert and data parallel."""
+"""The number of devices that a model needs, and how they share its weights: tensor, expert and data parallel."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 from openmythos.config import MythosConfig
 from openmythos.roofline import model
 
-# what weights and cache may take of a device's memory; the rest is for activations, workspaces and fragments
+# share of a device's memory for weights and cache; the rest is for activations, workspaces and fragmentation
 USABLE = 0.9
 TENSOR = (1, 2, 4, 8)
-# weight, gradient, and AdamW's two float32 moments beside a float32 copy
+# weight, gradient, and AdamW's float32 copy and two float32 moments
 TRAINING_BYTES = 2 + 2 + 4 + 4 + 4
 
 
 class Layout(NamedTuple):
-    """Devices and their grid: `tensor` cut every matrix, `experts` groups hold different routed experts.
+    """The grid of devices: each matrix is split over `tensor` devices, the routed experts over `experts` groups.
 
-    The `experts` groups are data parallel in everything but the experts. `weights` bytes lie on each device, `cache`
-    bytes are free beside them.
+    The groups are data parallel in everything but the routed experts. Each device holds `weights` bytes and has
+    `cache` bytes left for the cache.
     """
 
     devices: int
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 
 
 def layout(cfg: MythosConfig, item: int, memory: float, tensor: int) -> Layout | None:
-    """The fewest devices with this tensor-parallel width, or None where the width does not divide the model."""
+    """The smallest layout with this tensor-parallel width, or None where the width does not divide the model."""
     if cfg.n_heads % tensor or cfg.expert_dim % tensor:
         return None
     routed = model.routed_parameters(cfg) * item
@@ -44,11 +44,11 @@ def layout(cfg: MythosConfig, item: int, memory: float, tensor: int) -> Layout |
 
 
 def layouts(cfg: MythosConfig, item: int, memory: float) -> list[Layout]:
-    """One layout for each tensor-parallel width that works, the fewest devices first."""
+    """One layout for each tensor-parallel width that divides the model, the smallest first."""
     found = [layout(cfg, item, memory, tensor) for tensor in TENSOR]
     return sorted((one for one in found if one is not None), key=lambda one: (one.devices, one.tensor))
 
 
 def training_devices(cfg: MythosConfig, memory: float) -> int:
-    """Devices whose memory holds weights, gradients and AdamW's state, all sharded; activations come on top."""
+    """The number of devices that hold weights, gradients and AdamW's state, all sharded, without activations."""
     return math.ceil(model.parameters(cfg) * TRAINING_BYTES / (USABLE * memory))

@@ -12,7 +12,7 @@ from bench.compare import changes, costs, main, slower
 
 
 def entry(name: str, ms: float, fraction: float | None = None) -> dict:
-    info = {"wall_ms": ms, "peers": {}}
+    info = {"wall_ms": ms, "baselines": {}}
     if fraction is not None:
         info["fraction_of_floor"] = fraction
     return {"fullname": f"bench/bench_moe.py::bench_decode[{name}]", "extra_info": info}

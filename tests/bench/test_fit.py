@@ -40,7 +40,7 @@ def test_three_points_off_a_line_say_so() -> None:
 
 @pytest.mark.parametrize(
     ("x", "y", "words"),
-    [([1, 2], [1, 2], "at least 3"), ([1, 2, 3], [1, 2], "y 2"), ([1, 2, 3], [1, 0, 2], "y holds 0")],
+    [([1, 2], [1, 2], "at least 3"), ([1, 2, 3], [1, 2], "y 2"), ([1, 2, 3], [1, 0, 2], "y contains 0")],
 )
 def test_what_cannot_be_fitted_is_an_error(x: list[float], y: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -28,10 +28,10 @@ def measured() -> dict:
 
 
 def test_report_names_the_break_and_upstream() -> None:
-    text = markdown(measured(), lines_of(measured()))
+    text = markdown("toy", measured(), lines_of(measured()))
     assert "| 1 | 10.00 | 80.0 |  | 1.0 |  |" in text
     assert "positions that halt after 1, 2, ... loops: [0, 3, 61]" in text
-    assert "8 is more than 15% off it" in text
+    assert "8 deviates by more than 15%" in text
 
 
 def test_points_take_turns() -> None:

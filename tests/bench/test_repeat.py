@@ -16,12 +16,12 @@ from bench.repeat import ROOT, main, moves, ratios
 CASE, QUIET = "bench/bench_model.py::bench_decode[float32]", "bench/bench_linear.py::bench_linear[float32-1-2048]"
 
 
-def run(peer: float, floor: float, node: str = CASE) -> dict:
-    peers = {"upstream": {"ratio": peer}, "FlashMLA": {"unavailable": "needs a GPU"}}
-    return {"benchmarks": [{"fullname": node, "extra_info": {"peers": peers, "fraction_of_floor": floor}}]}
+def run(baseline: float, floor: float, node: str = CASE) -> dict:
+    baselines = {"upstream": {"ratio": baseline}, "FlashMLA": {"unavailable": "needs a GPU"}}
+    return {"benchmarks": [{"fullname": node, "extra_info": {"baselines": baselines, "fraction_of_floor": floor}}]}
 
 
-def test_ratios_are_those_over_peers_and_the_floor() -> None:
+def test_ratios_are_those_over_baselines_and_the_floor() -> None:
     case = "model decode[float32]"
     assert ratios(run(1.5, 0.8)) == {(case, "upstream"): 1.5, (case, "the floor"): 0.8}
 
@@ -47,7 +47,7 @@ def test_the_largest_move_comes_first(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_what_one_run_lacks_is_left_out() -> None:
     lacking = copy.deepcopy(run(1.5, 0.8))
-    del lacking["benchmarks"][0]["extra_info"]["peers"]["upstream"]
+    del lacking["benchmarks"][0]["extra_info"]["baselines"]["upstream"]
     assert [move.over for move in moves(run(1.5, 0.8), lacking)] == ["the floor"]
 
 

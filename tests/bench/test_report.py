@@ -23,7 +23,7 @@ INFO = {
     "fraction_of_floor": 0.9,
     "tokens_per_s": 50.0,
     "peak_bytes": 1_500_000,
-    "peers": {
+    "baselines": {
         "upstream": {"ratio": 4.5, "low": 4.4, "high": 4.7, "error": 1e-6},
         "grouped_mm": {"unavailable": "needs a GPU"},
     },
@@ -65,7 +65,7 @@ def test_fractions_are_kept_by_device(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "fractions.json"
     file.write_text(json.dumps({"other": {"decode": {"float32": 0.7}}}))
     monkeypatch.setattr(report, "FILE", file)
-    report.remember(recorded(fraction_of_floor=0.8765))
+    report.store_fractions(recorded(fraction_of_floor=0.8765))
     assert json.loads(file.read_text()) == {
         "other": {"decode": {"float32": 0.7}},
         "toy": {"decode": {"bfloat16": 0.876}},

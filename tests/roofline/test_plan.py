@@ -61,7 +61,7 @@ def test_measured_fraction_gives_the_expected_speed(
 
 
 def test_an_unknown_device_has_no_fraction() -> None:
-    assert measured_fraction("nobody's", "decode", "bfloat16") is None
+    assert measured_fraction("unknown", "decode", "bfloat16") is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mixtures of experts by other means, all on the same stacked weights: upstream's module, sorted rows, grouped_mm."""
+"""Other implementations of the experts on the same stacked weights: upstream, sorted rows, grouped_mm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _set(linear: nn.Linear, weight: torch.Tensor) -> None:
 def upstream(
     cfg: MythosConfig, router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, shared: Shared
 ) -> Callable[[torch.Tensor], torch.Tensor] | str:
-    """Upstream's MoEFFN as it is, its weights views of ours."""
+    """Upstream's MoEFFN, unmodified, on views of our weights."""
     try:
         from open_mythos.main import MoEFFN
     except ImportError as error:
@@ -53,7 +53,7 @@ def _dense(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 def sorted_rows(
     cfg: MythosConfig, router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, shared: Shared
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Upstream with sorted dispatch: rows sorted by expert once, then one dense SwiGLU an expert that has rows."""
+    """Rows sorted by expert once, then one dense SwiGLU for each expert that has rows."""
 
     def run(x: torch.Tensor) -> torch.Tensor:
         ids, weights = _route(x, router, cfg.n_experts_per_tok)
@@ -76,7 +76,7 @@ def sorted_rows(
 def grouped_mm(
     cfg: MythosConfig, router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, shared: Shared
 ) -> Callable[[torch.Tensor], torch.Tensor] | str:
-    """Rows sorted by expert, torch.nn.functional.grouped_mm for gate and up in one and for down."""
+    """Rows sorted by expert, then torch.nn.functional.grouped_mm for gate and up together and for down."""
     if not hasattr(F, "grouped_mm"):
         return f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
     both = gate_up.flatten(1, 2)

@@ -9,7 +9,7 @@ import torch
 
 
 def compiled(function: Callable, device: torch.device, smoke: bool) -> Callable | str:
-    """`function` compiled without graph breaks, or why it cannot be; a smoke run takes it as it is."""
+    """`function` compiled without graph breaks, or the reason why not; uncompiled in a smoke run."""
     if smoke:
         return function
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):

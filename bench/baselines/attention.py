@@ -1,4 +1,4 @@
-"""Latent attention by other means: keys and values rebuilt and SDPA, FlexAttention, plain absorbed matrix products."""
+"""Other implementations of latent attention: rebuilt keys and values with SDPA, FlexAttention, plain matmuls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from bench.peers.compiled import compiled
+from bench.baselines.compiled import compiled
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -24,7 +24,7 @@ def _heads_first(q_nope, q_rope, latent, k_rope, w_uk, w_uv) -> Inputs:
 def _is_causal(queries: torch.Tensor, keys: torch.Tensor) -> bool:
     new, total = queries.shape[2], keys.shape[2]
     if new not in (1, total):
-        raise ValueError(f"{new} queries over {total} keys: is_causal aligns at the top left")
+        raise ValueError(f"{new} queries over {total} keys: is_causal aligns the mask at the top left")
     return new > 1
 
 
@@ -40,7 +40,7 @@ def expanded(scale: float) -> Callable[..., torch.Tensor]:
 
 
 def flex(scale: float, device: torch.device, smoke: bool, *, absorbed: bool) -> Callable[..., torch.Tensor] | str:
-    """FlexAttention: over the latent as one shared head (absorbed), else over rebuilt keys and values with a mask."""
+    """FlexAttention: absorbed, over the latent as one shared head; else over rebuilt keys and values."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     attend = compiled(flex_attention, device, smoke)
@@ -72,7 +72,7 @@ def matmuls(scale: float) -> Callable[..., torch.Tensor]:
 
     def run(q_nope, q_rope, latent, k_rope, w_uk, w_uv) -> torch.Tensor:
         if q_nope.shape[1] != 1:
-            raise ValueError(f"{q_nope.shape[1]} queries: written for one")
+            raise ValueError(f"{q_nope.shape[1]} queries: this baseline takes one")
         folded = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)[:, 0]
         scores = folded @ latent.transpose(1, 2) + q_rope[:, 0] @ k_rope.transpose(1, 2)
         weights = torch.softmax(scores.float() * scale, dim=-1).to(latent.dtype)

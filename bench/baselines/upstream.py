@@ -1,4 +1,4 @@
-"""Upstream's model, attention and loop step as they are, with our weights."""
+"""Upstream's model, attention and loop step, unmodified, on our weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _main() -> object | str:
 
 
 def model(cfg: MythosConfig, weights: dict[str, torch.Tensor], device: torch.device) -> nn.Module | str:
-    """Upstream's OpenMythos on our weights, taken without a copy."""
+    """Upstream's OpenMythos on our weights, without a copy."""
     main = _main()
     if isinstance(main, str):
         return main
@@ -75,6 +75,6 @@ def loop_step(params: LoopParams, t: int, threshold: float, loop_dim: int) -> Ca
 
 
 def rope(angles: torch.Tensor) -> Callable[..., torch.Tensor] | str:
-    """(x, a table that it does not need) -> x rotated by upstream's function, or the reason why not."""
+    """A function of x and an ignored table that rotates x by upstream's function, or the reason why not."""
     main = _main()
     return main if isinstance(main, str) else lambda x, _: main.apply_rope(x, angles)

@@ -1,7 +1,7 @@
-"""GPU packages of the field, each called where it is installed and takes the shape; elsewhere the reason why not.
+"""Public GPU packages, each called where it is installed and supports the shape; elsewhere the reason why not.
 
-A package's answer is checked before it is timed, and what it raises is printed as the reason, so that an interface
-that changed cannot become a wrong number.
+Results are checked before they are timed, and exceptions become reasons, so that a changed interface cannot produce
+a wrong ratio.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from bench.peers import Function, Peers
+from bench.baselines import Baselines, Function
 from openmythos.config import MythosConfig
 from openmythos.roofline.cost import Heads
 
 PAGE = 64
 
 
-def _tried(package: str, device: torch.device, make: Callable[[], Function], *, least: int = 80) -> Function | str:
-    """What `make` makes, made at the first call; or why the package cannot run here.
+def _baseline(
+    package: str, device: torch.device, make: Callable[[], Function], *, min_capability: int = 80
+) -> Function | str:
+    """The function that `make` returns, made at the first call, or the reason why the package cannot run here.
 
-    `least` is the compute capability that it needs, 90 for Hopper.
+    min_capability: ten times the compute capability that it needs, 90 for Hopper.
     """
     if device.type != "cuda":
         return "needs a GPU"
@@ -32,8 +34,8 @@ def _tried(package: str, device: torch.device, make: Callable[[], Function], *, 
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor < least:
-        return f"needs compute capability {least / 10}, this is {major}.{minor}"
+    if 10 * major + minor < min_capability:
+        return f"needs compute capability {min_capability / 10}, this is {major}.{minor}"
     made = functools.cache(make)
     return lambda *inputs: made()(*inputs)
 
@@ -49,7 +51,7 @@ def _through_values(latent_out: torch.Tensor, w_uv: torch.Tensor) -> torch.Tenso
 def _pages(latent: torch.Tensor, device: torch.device) -> tuple[int, torch.Tensor]:
     count = latent.shape[1] // PAGE
     if count * PAGE != latent.shape[1]:
-        raise ValueError(f"{latent.shape[1]} keys: whole pages of {PAGE} only")
+        raise ValueError(f"{latent.shape[1]} keys: must be a multiple of {PAGE}")
     return count, torch.arange(count, dtype=torch.int32, device=device)
 
 
@@ -72,7 +74,7 @@ def _flash_mla(scale: float, heads: Heads, device: torch.device) -> Function:
 
 
 def _flash_infer(scale: float, heads: Heads, device: torch.device) -> Function:
-    """FlashInfer's paged latent attention; planned once, as a server does for all layers of a step."""
+    """FlashInfer's paged latent attention, planned once as a server does for all layers of a step."""
     import flashinfer
 
     wrapper = flashinfer.mla.BatchMLAPagedAttentionWrapper(torch.empty(128 * 2**20, dtype=torch.uint8, device=device))
@@ -94,7 +96,7 @@ def _flash_infer(scale: float, heads: Heads, device: torch.device) -> Function:
 
 
 def _flash_attention_3(scale: float) -> Function:
-    """FlashAttention 3 with the latent as values and a second query for it."""
+    """FlashAttention 3 with the latent as values and the absorbed query as `qv`."""
     from flash_attn_interface import flash_attn_with_kvcache
 
     def run(q_nope, q_rope, latent, k_rope, w_uk, w_uv) -> torch.Tensor:
@@ -107,17 +109,17 @@ def _flash_attention_3(scale: float) -> Function:
     return run
 
 
-def mla_decode(scale: float, heads: Heads, device: torch.device) -> Peers:
+def mla_decode(scale: float, heads: Heads, device: torch.device) -> Baselines:
     """Absorbed attention of one token."""
     infer = functools.partial(_flash_infer, scale, heads, device)
     flash3 = functools.partial(_flash_attention_3, scale)
     mla: Function | str = f"latent 512 + 64 only, this is {heads.latent} + {heads.rope}"
     if (heads.latent, heads.rope) == (512, 64):
-        mla = _tried("flash_mla", device, functools.partial(_flash_mla, scale, heads, device), least=90)
+        mla = _baseline("flash_mla", device, functools.partial(_flash_mla, scale, heads, device), min_capability=90)
     return {
         "FlashMLA": mla,
-        "FlashInfer": _tried("flashinfer", device, infer),
-        "FlashAttention 3": _tried("flash_attn_interface", device, flash3, least=90),
+        "FlashInfer": _baseline("flashinfer", device, infer),
+        "FlashAttention 3": _baseline("flash_attn_interface", device, flash3, min_capability=90),
     }
 
 
@@ -127,8 +129,8 @@ def moe(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     shared: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-) -> Peers:
-    """Routed experts by a package, routing and shared experts by torch around them."""
+) -> Baselines:
+    """Routed experts by a package, routing and shared experts by torch."""
     device, k = router.device, cfg.n_experts_per_tok
     both = gate_up.flatten(1, 2)
 
@@ -185,4 +187,7 @@ def moe(
         "ScatterMoE": ("scattermoe", 80, scatter),
         "SonicMoE": ("sonicmoe", 90, sonic),
     }
-    return {name: _tried(package, device, make, least=least) for name, (package, least, make) in named.items()}
+    return {
+        name: _baseline(package, device, make, min_capability=capability)
+        for name, (package, capability, make) in named.items()
+    }
