@@ -1,20 +1,20 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
 
-// One pass over rows of D between two runs of the recurrent block. A block takes ROWS rows, a thread the same CHUNKS
-// times eight columns of each, so that every weight it loads serves ROWS rows and a row stays in registers from its
-// first read to its last write. ROWS * CHUNKS is always 4: 64 registers for the new h and the next input.
+// One pass over rows of D between two runs of the recurrent block. A block has ROWS rows, and a thread the same VECTORS
+// vectors of eight columns in each: every weight that it loads serves ROWS rows, and rows stay in registers from the
+// first read to the last write. ROWS * VECTORS is always 4, which is 64 registers for the new h and the next input.
 
 namespace openmythos::gpu {
 
 constexpr int MAX_RANK = 256;
-constexpr int RANK_TILE = 32;  // ranks between two barriers
+constexpr int RANK_TILE = 32;  // ranks per barrier
 constexpr int STEP_THREADS = 512;
 
-// sin(x) or, a quarter turn further, cos(x) for 0 <= x up to about 1e5; error below 2^-23.
+// sin(x), or with one quarter turn cos(x), for 0 <= x up to about 1e5. The error is below 2^-23.
 OPENMYTHOS_DEVICE float sine(float x, int quarter_turns) {
     float turns = __builtin_rintf(x * 0.636619772f);
-    // pi/2 in three parts: the first two have few bits, so that their products are exact.
+    // pi/2 in three parts, of which the first two have few enough bits for exact products.
     x = fma(turns, -1.5703125f, x);
     x = fma(turns, -4.837512969970703125e-4f, x);
     x = fma(turns, -7.54978995489188216e-8f, x);
@@ -29,7 +29,7 @@ OPENMYTHOS_DEVICE float sine(float x, int quarter_turns) {
     return quadrant & 2 ? -y : y;
 }
 
-// 2^(hi + lo) for a nonpositive exponent, within a unit in the last place.
+// 2^(hi + lo) for a nonpositive exponent, to one unit in the last place.
 OPENMYTHOS_DEVICE float exact_exp2(float hi, float lo) {
     float whole = __builtin_rintf(hi), x = (hi - whole) + lo;
     float y = 1.5403530393381609954e-4f;
@@ -56,7 +56,7 @@ OPENMYTHOS_DEVICE float loop_embedding(const LoopStepParams& p, int t, int colum
     return sine(float(t) * exact_exp2(hi, lo), is_cos);
 }
 
-// The host cannot look at t_rows without waiting for the device: a negative one is taken as 0.
+// A negative t counts as 0: the host cannot check t_rows without waiting for the device.
 OPENMYTHOS_DEVICE int depth_of(const LoopStepParams& p, int64_t n) {
     int t = p.t_rows ? p.t_rows[n] : p.t;
     return t > 0 ? t : 0;
@@ -64,16 +64,16 @@ OPENMYTHOS_DEVICE int depth_of(const LoopStepParams& p, int64_t n) {
 
 template <class Row, int ROWS>
 OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
-    constexpr int CHUNKS = 4 / ROWS, WAVES = STEP_THREADS / WAVE;
-    using Halted = RowOf<Row, float>;  // rows of float32 as fast as Row's
+    constexpr int VECTORS = 4 / ROWS, WAVES = STEP_THREADS / WAVE;
+    using Halted = RowOf<Row, float>;
     constexpr bool ANY = __is_same(Row, AnyRow);
-    constexpr int GROUP = ANY ? 4 : ROWS == 1 ? 8 : 16 / ROWS;  // ranks whose products one exchange sums up
+    constexpr int GROUP = ANY ? 4 : ROWS == 1 ? 8 : 16 / ROWS;  // ranks that one wave_sums reduces
     constexpr int RANKS_AHEAD = ANY ? 1 : 4;
     __shared__ float partial[WAVES * ROWS * RANK_TILE];
     __shared__ float low[MAX_RANK * ROWS];
     __shared__ float scratch[2 * ROWS * WAVES];
-    __shared__ int scale_at[ROWS];        // where each row's scales begin
-    extern __shared__ float embedding[];  // [1 or ROWS][loop_dim], when there is a next input
+    __shared__ int scale_at[ROWS];        // offset of each row in lora_scale
+    extern __shared__ float embedding[];  // [1 or ROWS][loop_dim], if there is a next input
 
     const int thread = thread_index(), threads = block_threads(), waves = (threads + WAVE - 1) / WAVE;
     const int step = threads * VEC;
@@ -89,11 +89,11 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
         if (thread == 0) scale_at[r] = (depth[r] < p.scale_rows ? depth[r] : p.scale_rows - 1) * p.rank;
     }
 
-    float y[ROWS][CHUNKS][VEC];  // block_out, later the new h
+    float y[ROWS][VECTORS][VEC];  // block_out, later the new h
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
+        for (int c = 0; c < VECTORS; c++) {
             int i = thread * VEC + c * step;
             if (i < p.d) {
                 Row::of(p.block_out, row[r]).load(i, p.d - i, y[r][c]);
@@ -125,7 +125,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) sums[g * ROWS + r] = 0.f;
 #pragma unroll
-                for (int c = 0; c < CHUNKS; c++) {
+                for (int c = 0; c < VECTORS; c++) {
                     int i = thread * VEC + c * step;
                     if (i >= p.d) continue;
                     float w[VEC];
@@ -151,11 +151,11 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
         }
         sync_block();
     }
-    if (p.rank == 0) sync_block();  // the embedding is written
+    if (p.rank == 0) sync_block();  // for the embedding; the loop above has barriers
 
-    // From here on y holds block_out + low lora_b, and then the new h; z the next input before its norm.
+    // y becomes block_out + low lora_b, and later the new h; z is the next input before its norm.
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
+    for (int c = 0; c < VECTORS; c++) {
         int i = thread * VEC + c * step;
         if (i >= p.d) continue;
 #pragma unroll RANKS_AHEAD
@@ -171,11 +171,11 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
         }
     }
 
-    float z[ROWS][CHUNKS][VEC], sums[2 * ROWS];  // halting and squares of each row
+    float z[ROWS][VECTORS][VEC], sums[2 * ROWS];  // halting logit and sum of squares of each row
 #pragma unroll
     for (int r = 0; r < 2 * ROWS; r++) sums[r] = 0.f;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
+    for (int c = 0; c < VECTORS; c++) {
         int i = thread * VEC + c * step;
         if (i >= p.d) continue;
         float a[VEC], b[VEC], w[VEC];
@@ -214,7 +214,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
         float weight = !running ? 0.f : before + chance >= p.threshold ? left : chance;
         float scale = inverse_sqrt(sums[ROWS + r] / float(p.d) + p.eps);
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
+        for (int c = 0; c < VECTORS; c++) {
             int i = thread * VEC + c * step;
             if (i >= p.d) continue;
             float out[VEC];
@@ -232,7 +232,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
                 Row::of(p.x_next, row[r]).store(i, width, w);
             }
         }
-        // In place, every thread has to have read cum_p before it changes.
+        // cum_p_new may be cum_p: every thread must have read it.
         sync_block();
         if (thread == 0) p.cum_p_new[row[r]] = before + (running ? chance : 0.f);
     }

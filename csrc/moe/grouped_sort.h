@@ -1,16 +1,16 @@
 #pragma once
 
-#include "streamed.h"
+#include "routing.h"
 
-// Slots sorted by expert, by counting: stable, without atomics, without the host. A block counts a chunk of the slots;
-// a block of the second launch adds up all counts, so that it knows where its chunk's slots go, and cuts each expert's
-// positions into tiles. Slots whose id is no expert have no position.
+// Counting sort of slots by expert: stable, without atomics and without the host. In the first launch each block counts
+// the slots of one chunk. In the second each block adds up all counts, places the slots of its chunk, and divides the
+// experts' positions into tiles. Slots with an id out of range get no position.
 
 namespace openmythos::gpu {
 
-constexpr int SORT_THREADS = MOE_BLOCK_THREADS, SORT_OWN = MOE_MAX_EXPERTS / SORT_THREADS;
+constexpr int SORT_THREADS = MOE_BLOCK_THREADS, EXPERTS_PER_THREAD = MOE_MAX_EXPERTS / SORT_THREADS;
 
-// Of the slots that the threads look at, one each: how many chose this thread's expert, and how many of those precede.
+// Of the block's slots, one per thread: how many have this thread's expert, and how many of those come before it.
 struct Rank {
     int all, earlier;
 };
@@ -32,7 +32,8 @@ OPENMYTHOS_DEVICE Rank rank_of(int expert, int (&experts)[SORT_THREADS]) {
     return rank;
 }
 
-// Goes through the slots of this block's chunk, one a thread at a time; -1 is no expert.
+// Calls visit(slot, expert) for the slots of this block's chunk, one per thread at a time. The expert is -1 if there is
+// none.
 template <class Visit>
 OPENMYTHOS_DEVICE void visit_chunk(const MoeGroupedParams& p, Visit visit) {
     for (int i = 0; i < p.chunk; i += SORT_THREADS) {
@@ -41,7 +42,7 @@ OPENMYTHOS_DEVICE void visit_chunk(const MoeGroupedParams& p, Visit visit) {
     }
 }
 
-OPENMYTHOS_DEVICE void sort_count(const MoeGroupedParams& p) {
+OPENMYTHOS_DEVICE void count_slots(const MoeGroupedParams& p) {
     alignas(16) __shared__ int experts[SORT_THREADS];
     __shared__ int counts[MOE_MAX_EXPERTS];
     for (int e = thread_index(); e < p.moe.experts; e += SORT_THREADS) counts[e] = 0;
@@ -54,21 +55,21 @@ OPENMYTHOS_DEVICE void sort_count(const MoeGroupedParams& p) {
         p.counts[int64_t(block_index()) * p.moe.experts + e] = counts[e];
 }
 
-// The sum over the lanes before this one; `all` becomes that over the wave.
+// Exclusive prefix sum over the wave; `all` becomes the total.
 template <int MASK = 1>
-OPENMYTHOS_DEVICE int wave_before(int& all) {
+OPENMYTHOS_DEVICE int wave_prefix(int& all) {
     if constexpr (MASK < WAVE) {
         const int other = __builtin_bit_cast(int, from_lane_xor<MASK>(__builtin_bit_cast(float, all)));
         const int before = lane_index() & MASK ? other : 0;
         all += other;
-        return before + wave_before<2 * MASK>(all);
+        return before + wave_prefix<2 * MASK>(all);
     }
     return 0;
 }
 
-// The sum over the threads before this one.
-OPENMYTHOS_DEVICE int block_before(int x, int (&waves)[SORT_THREADS / WAVE]) {
-    int before = wave_before(x);
+// Exclusive prefix sum over the block.
+OPENMYTHOS_DEVICE int block_prefix(int x, int (&waves)[SORT_THREADS / WAVE]) {
+    int before = wave_prefix(x);
     sync_block();
     if (lane_index() == 0) waves[wave_index()] = x;
     sync_block();
@@ -76,10 +77,10 @@ OPENMYTHOS_DEVICE int block_before(int x, int (&waves)[SORT_THREADS / WAVE]) {
     return before;
 }
 
-OPENMYTHOS_DEVICE void sort_place(const MoeGroupedParams& p) {
+OPENMYTHOS_DEVICE void place_slots(const MoeGroupedParams& p) {
     alignas(16) __shared__ int experts[SORT_THREADS];
     __shared__ int waves[SORT_THREADS / WAVE];
-    // Of each expert: its slots, its first position, its first tile, and where this block's next slot of it goes.
+    // For each expert: number of slots, first position, first tile, and the position of this block's next slot.
     __shared__ int counts[MOE_MAX_EXPERTS], firsts[MOE_MAX_EXPERTS], tiles[MOE_MAX_EXPERTS], next[MOE_MAX_EXPERTS];
     const int thread = thread_index();
     for (int e = thread; e < MOE_MAX_EXPERTS; e += SORT_THREADS) {
@@ -94,17 +95,18 @@ OPENMYTHOS_DEVICE void sort_place(const MoeGroupedParams& p) {
         counts[e] = all, next[e] = earlier;
     }
     sync_block();
-    int slots = 0, pieces = 0;
-    const auto pieces_of = [&](int e) { return (counts[e] + MOE_BLOCK - 1) / MOE_BLOCK; };
-    for (int e = thread * SORT_OWN; e < (thread + 1) * SORT_OWN; e++) slots += counts[e], pieces += pieces_of(e);
-    slots = block_before(slots, waves), pieces = block_before(pieces, waves);
-    for (int e = thread * SORT_OWN; e < (thread + 1) * SORT_OWN; e++) {
-        firsts[e] = slots, tiles[e] = pieces, next[e] += slots;
-        slots += counts[e], pieces += pieces_of(e);
+    int slots = 0, tile_counts = 0;
+    const auto tiles_of = [&](int e) { return (counts[e] + MOE_BLOCK - 1) / MOE_BLOCK; };
+    for (int e = thread * EXPERTS_PER_THREAD; e < (thread + 1) * EXPERTS_PER_THREAD; e++)
+        slots += counts[e], tile_counts += tiles_of(e);
+    slots = block_prefix(slots, waves), tile_counts = block_prefix(tile_counts, waves);
+    for (int e = thread * EXPERTS_PER_THREAD; e < (thread + 1) * EXPERTS_PER_THREAD; e++) {
+        firsts[e] = slots, tiles[e] = tile_counts, next[e] += slots;
+        slots += counts[e], tile_counts += tiles_of(e);
     }
     sync_block();
     for (int t = block_index() * SORT_THREADS + thread; t < p.tile_count; t += p.chunks * SORT_THREADS) {
-        // The last expert whose tiles begin at t or before.
+        // Binary search for the last expert whose first tile is at most t.
         int e = 0;
         for (int step = MOE_MAX_EXPERTS / 2; step; step /= 2) e += tiles[e + step] <= t ? step : 0;
         const int first = firsts[e] + (t - tiles[e]) * MOE_BLOCK, end = firsts[e] + counts[e];

@@ -1,80 +1,80 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
 
-// The k largest of logits + bias, ties to the lower id and NaN as -inf, weighed by the softmax of their raw logits, and
-// how many rows chose each expert. A wave a row, scores in registers, so that k choices are k reductions. Up to 16 rows
-// are one block; more add up their counts, which are whole numbers: any order gives the same.
+// Chooses the k largest of logits + bias, ties to the lower id and NaN as -inf, weights them by the softmax of their
+// raw logits, and counts the rows of each expert. One wave per row with its scores in registers, so that k choices take
+// k reductions. Up to 16 rows are one block; more blocks add their counts atomically, which is exact in any order.
 
 namespace openmythos::gpu {
 
-constexpr int TAKEN = -2147483647 - 1;  // below the image of every float
+constexpr int CHOSEN = -2147483647 - 1;  // below the key of every float
 
-// Integers in the order of these floats.
-OPENMYTHOS_DEVICE int ordered(float score) {
+// An integer that orders as the float does.
+OPENMYTHOS_DEVICE int order_key(float score) {
     if (score != score) score = -__builtin_inff();
     int bits = score == 0.f ? 0 : __builtin_bit_cast(int, score);
     return bits ^ (bits >> 31 & 0x7fffffff);
 }
 
 template <int MASK = WAVE / 2>
-OPENMYTHOS_DEVICE void wave_best(int& key, int& expert) {
+OPENMYTHOS_DEVICE void wave_argmax(int& key, int& expert) {
     if constexpr (MASK > 0) {
         int other_key = __builtin_bit_cast(int, from_lane_xor<MASK>(__builtin_bit_cast(float, key)));
         int other = __builtin_bit_cast(int, from_lane_xor<MASK>(__builtin_bit_cast(float, expert)));
         bool better = other_key > key || (other_key == key && other < expert);
         key = better ? other_key : key, expert = better ? other : expert;
-        wave_best<MASK / 2>(key, expert);
+        wave_argmax<MASK / 2>(key, expert);
     }
 }
 
-// e^x for x <= 0, which NaN passes through.
+// e^x for x <= 0; NaN stays NaN.
 OPENMYTHOS_DEVICE float exp_nonpositive(float x) {
     x = x < -126.f ? -126.f : x;
     float hi = x * 1.44269504f, lo = fma(x, 1.44269504f, -hi) + x * 1.925963033e-8f, y = fast_exp2(hi);
     return fma(y, lo * 0.693147181f, y);
 }
 
-template <int EACH>
+template <int PER_LANE>
 OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
     __shared__ int chosen[ROUTE_MAX_CHOICES];
     const int first = block_index() * p.rows_per_block, lane = lane_index();
     const int rows = p.rows - first < p.rows_per_block ? p.rows - first : p.rows_per_block;
-    const bool is_there = wave_index() < rows;
-    const int row = is_there ? first + wave_index() : 0;
+    const bool active = wave_index() < rows;
+    const int row = active ? first + wave_index() : 0;
     int* const mine = chosen + wave_index() * p.k;
     const AnyRow logits = AnyRow::of(p.logits, row);
-    if (is_there) {
-        int keys[EACH];
+    if (active) {
+        int keys[PER_LANE];
 #pragma unroll
-        for (int j = 0; j < EACH; j++) {
+        for (int j = 0; j < PER_LANE; j++) {
             int e = j * WAVE + lane;
-            keys[j] = TAKEN;
-            if (e < p.experts) keys[j] = ordered(load_any(logits.p, logits.type, e) + (p.bias ? p.bias[e] : 0.f));
+            keys[j] = CHOSEN;
+            if (e < p.experts) keys[j] = order_key(load_any(logits.p, logits.type, e) + (p.bias ? p.bias[e] : 0.f));
         }
         for (int i = 0; i < p.k; i++) {
-            int best = TAKEN, at = 0;
+            int best = CHOSEN, at = 0;
 #pragma unroll
-            for (int j = 0; j < EACH; j++)
+            for (int j = 0; j < PER_LANE; j++)
                 if (keys[j] > best) best = keys[j], at = j;
             int expert = at * WAVE + lane;
-            wave_best(best, expert);
+            wave_argmax(best, expert);
             if (lane == 0) mine[i] = expert;
 #pragma unroll
-            for (int j = 0; j < EACH; j++)
-                if (j * WAVE + lane == expert) keys[j] = TAKEN;
+            for (int j = 0; j < PER_LANE; j++)
+                if (j * WAVE + lane == expert) keys[j] = CHOSEN;
         }
     }
     sync_block();
-    if (is_there) {
-        float top = -__builtin_inff(), sum = 0.f;
-        for (int i = lane; i < p.k; i += WAVE) top = __builtin_fmaxf(top, load_any(logits.p, logits.type, mine[i]));
-        top = wave_max(top);
-        for (int i = lane; i < p.k; i += WAVE) sum += exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - top);
+    if (active) {
+        float max = -__builtin_inff(), sum = 0.f;
+        for (int i = lane; i < p.k; i += WAVE) max = __builtin_fmaxf(max, load_any(logits.p, logits.type, mine[i]));
+        max = wave_max(max);
+        for (int i = lane; i < p.k; i += WAVE) sum += exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - max);
         sum = wave_sum(sum);
         for (int i = lane; i < p.k; i += WAVE) {
             p.ids[row * p.ids_stride + i] = mine[i];
             p.weights[row * p.weights_stride + i] =
-                exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - top) / sum;
+                exp_nonpositive(load_any(logits.p, logits.type, mine[i]) - max) / sum;
         }
     }
     for (int e = thread_index(); e < p.experts; e += block_threads()) {

@@ -2,15 +2,15 @@
 
 #include "streamed.h"
 
-// The experts by multiply and add: one row of any type, and up to 16 of float32 or of sizes without vectors. A wave
-// reads its weights once, 256 columns at a time, and multiplies them with every row that wants them.
+// The experts by FMA: one row of any type, and up to 16 rows of float32 or of sizes that do not vectorise. A wave reads
+// its weights once, 256 columns at a time, and multiplies them with every row that chose the expert.
 
 namespace openmythos::gpu {
 
-// Eight elements at a time, at 16 bytes: weights pass by, activations are read by many blocks.
+// Eight 16-byte aligned elements at a time. Weights are read once, activations by many blocks.
 template <class T>
 struct Vectors {
-    // Steps whose loads are in flight together.
+    // Iterations whose loads are in flight together.
     static constexpr int AHEAD_UP = 8 / sizeof(T), AHEAD_DOWN = 4 / sizeof(T);
     OPENMYTHOS_DEVICE static void weights(const void* row, Type, int i, int, float (&x)[VEC]) {
         load_vector(static_cast<const T*>(row) + i, x);
@@ -41,17 +41,17 @@ struct Elements {
 
 constexpr int VECTOR_THREADS = 256;
 
-// A wave takes HIDDEN hidden units.
+// A wave computes HIDDEN hidden units.
 template <class Data, int ROWS, int HIDDEN>
-OPENMYTHOS_DEVICE void vectors_up(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_up_fma(const MoeParams& p) {
     constexpr int COUNT = 2 * HIDDEN * ROWS, LANES = WAVE / COUNT, AHEAD = ROWS == 1 ? Data::AHEAD_UP : 1;
-    __shared__ Takers takers;
-    Hidden hidden;
-    if (!find_hidden(p, hidden, takers)) return;
+    __shared__ ExpertTokens tokens;
+    HiddenUnits hidden;
+    if (!find_hidden_units(p, hidden, tokens)) return;
     const int first = hidden.first + uniform(wave_index()) * HIDDEN, lane = lane_index();
     if (first >= hidden.width) return;
     const Type type = p.x.type;
-    const uint32_t wanted = ROWS == 1 ? 1 : wave_ballot(lane < ROWS && takers.offset[lane % ROWS] >= 0);
+    const uint32_t active = ROWS == 1 ? 1 : wave_ballot(lane < ROWS && tokens.offset[lane % ROWS] >= 0);
     const char *gate[HIDDEN], *up[HIDDEN];
 #pragma unroll
     for (int h = 0; h < HIDDEN; h++) {
@@ -72,7 +72,7 @@ OPENMYTHOS_DEVICE void vectors_up(const MoeParams& p) {
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (ROWS > 1 && !(wanted >> r & 1)) continue;
+            if (ROWS > 1 && !(active >> r & 1)) continue;
             float x[VEC];
             Data::rows(element(p.x.data, type, r * p.x.stride), type, i, p.d - i, x);
 #pragma unroll
@@ -83,33 +83,33 @@ OPENMYTHOS_DEVICE void vectors_up(const MoeParams& p) {
             }
         }
     }
-    // Gate and up of one hidden unit are LANES lanes apart.
+    // The sums of gate and up of one hidden unit are LANES lanes apart.
     const float sum = wave_sums(sums), other = from_lane_xor<LANES>(sum);
     const int index = lane / LANES, r = index / 2 % ROWS, unit = first + index / (2 * ROWS);
-    if (lane % (2 * LANES) != 0 || unit >= hidden.width || takers.offset[r] < 0) return;
-    Data::store(p.act, type, takers.offset[r] + unit, swiglu(sum, other) * takers.factor[r]);
+    if (lane % (2 * LANES) != 0 || unit >= hidden.width || tokens.offset[r] < 0) return;
+    Data::store(p.act, type, tokens.offset[r] + unit, swiglu(sum, other) * tokens.factor[r]);
 }
 
-// A block takes COLUMNS columns of the result; the experts' hidden units side by side are dealt to its waves.
+// A block computes COLUMNS columns of the result. Its waves take turns over the hidden units of all experts.
 template <class Data, int ROWS, int COLUMNS>
-OPENMYTHOS_DEVICE void vectors_down(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_down_fma(const MoeParams& p) {
     constexpr int COUNT = COLUMNS * ROWS, STEP = WAVE * VEC, WAVES = VECTOR_THREADS / WAVE;
     constexpr int AHEAD = ROWS == 1 ? Data::AHEAD_DOWN : 1;
-    __shared__ Chosen<ROWS> chosen;
+    __shared__ DistinctExperts<ROWS> distinct;
     __shared__ float partial[WAVES * COUNT];
-    find_chosen(p, chosen);
+    find_distinct_experts(p, distinct);
     const int first = block_index() * COLUMNS, lane = lane_index();
-    const int units = uniform(chosen.count) + p.shared_count;
+    const int count = uniform(distinct.count) + p.shared_count;
     const Type type = p.x.type;
     float sums[COUNT];
 #pragma unroll
     for (int i = 0; i < COUNT; i++) sums[i] = 0.f;
     int step = uniform(wave_index());
-    for (int unit = 0; unit < units; unit++) {
-        const Down down = down_of(p, chosen, unit);
+    for (int expert = 0; expert < count; expert++) {
+        const DownMatrix down = down_matrix(p, distinct, expert);
         const int steps = (down.width + STEP - 1) / STEP;
-        const int64_t mine = act_offset(p, chosen, unit, lane % ROWS);
-        const uint32_t wanted = ROWS == 1 ? 1 : wave_ballot(lane < ROWS && mine >= 0);
+        const int64_t mine = act_offset(p, distinct, expert, lane % ROWS);
+        const uint32_t active = ROWS == 1 ? 1 : wave_ballot(lane < ROWS && mine >= 0);
         const char* weights[COLUMNS];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
@@ -123,10 +123,10 @@ OPENMYTHOS_DEVICE void vectors_down(const MoeParams& p) {
             for (int c = 0; c < COLUMNS; c++) Data::weights(weights[c], type, i, down.width - i, w[c]);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                if (ROWS > 1 && !(wanted >> r & 1)) continue;
+                if (ROWS > 1 && !(active >> r & 1)) continue;
                 float x[VEC];
-                // Addresses of all rows, kept over the steps, would not fit the registers.
-                const int64_t offset = ROWS == 1 ? mine : act_offset(p, chosen, unit, opaque(r));
+                // Keeping the addresses of all rows over the loop would spill.
+                const int64_t offset = ROWS == 1 ? mine : act_offset(p, distinct, expert, opaque(r));
                 Data::rows(element(p.act, type, offset), type, i, down.width - i, x);
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++) {
@@ -135,7 +135,7 @@ OPENMYTHOS_DEVICE void vectors_down(const MoeParams& p) {
                 }
             }
         }
-        // The next expert's first step is for the wave after the one that had this one's last.
+        // The turn goes on across experts: the wave after the one of the last step takes the next expert's first.
         if (step < steps) step += (steps - step + WAVES - 1) / WAVES * WAVES;
         step -= steps;
     }
@@ -146,7 +146,7 @@ OPENMYTHOS_DEVICE void vectors_down(const MoeParams& p) {
     if (thread >= COUNT || r >= p.rows || column >= p.d) return;
     float total = 0.f;
     for (int w = 0; w < WAVES; w++) total += partial[w * COUNT + thread];
-    Data::store(p.out.data, type, r * p.out.stride + column, or_nan(p, chosen, r, total));
+    Data::store(p.out.data, type, r * p.out.stride + column, or_nan(p, distinct, r, total));
 }
 
 }  // namespace openmythos::gpu

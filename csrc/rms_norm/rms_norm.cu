@@ -1,21 +1,21 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
 
-// out = s * rsqrt(mean(s^2) + eps) * weight with s = x + residual; one block a row, which stays in registers.
+// out = s * rsqrt(mean(s^2) + eps) * weight with s = x + residual. One block per row, which stays in registers.
 
 namespace openmythos::gpu {
 
-constexpr int NORM_THREADS = 1024, NORM_CHUNKS = 2;  // rows of up to 16384 columns
+constexpr int NORM_THREADS = 1024, VECTORS_PER_THREAD = 2;  // rows of up to 16384 columns
 
 template <class In, class Out>
 OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
     __shared__ float scratch[NORM_THREADS / WAVE];
     const int64_t n = block_index();
     const int step = block_threads() * VEC;
-    float s[NORM_CHUNKS][VEC], squares[1] = {0.f};
+    float s[VECTORS_PER_THREAD][VEC], squares[1] = {0.f};
     In x = In::of(p.x, n);
 #pragma unroll
-    for (int c = 0; c < NORM_CHUNKS; c++) {
+    for (int c = 0; c < VECTORS_PER_THREAD; c++) {
         int i = thread_index() * VEC + c * step;
         if (i >= p.d) continue;
         x.load(i, p.d - i, s[c]);
@@ -35,14 +35,14 @@ OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
     const float scale = inverse_sqrt(squares[0] / float(p.d) + p.eps);
     Out out = Out::of(p.out, n);
 #pragma unroll
-    for (int c = 0; c < NORM_CHUNKS; c++) {
+    for (int c = 0; c < VECTORS_PER_THREAD; c++) {
         int i = thread_index() * VEC + c * step;
         if (i >= p.d) continue;
         float weight[VEC];
         if constexpr (__is_same(In, AnyRow)) {
             AnyRow{const_cast<void*>(p.weight), p.weight_type}.load(i, p.d - i, weight);
         } else {
-            // Every block reads the weight, and its type is the same for all: one branch that all threads agree on.
+            // The weight may have any type: a branch that is uniform over the grid.
             const char* from =
                 static_cast<const char*>(p.weight) + int64_t(i) * (p.weight_type == Type::float32 ? 4 : 2);
             Words raw[2] = {load_cached(from), {}};
