@@ -1,8 +1,8 @@
 # Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
 # TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder); for
 # bench-compare BASE (the revision to compare with), THRESHOLD (percent), ONLY (one bench file), PLANT (1.15: slow this
-# tree down by 15%, to see it caught); for wheel-rocm ROCM_VERSION (where no ROCm is installed); for test-abi TORCH_OLD
-# (the torch to run on); DIST (where wheels go).
+# tree down by 15%, to see it caught); for new-op NAME; for wheel-rocm ROCM_VERSION (where no ROCm is installed); for
+# test-abi TORCH_OLD (the torch to run on); DIST (where wheels go).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,19 +15,20 @@ BASE ?= HEAD
 THRESHOLD ?= 10
 ONLY ?=
 PLANT ?= 1
+NAME ?=
 ROCM_VERSION ?= 7.2
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-native := $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.hip' 2>/dev/null)
+native := $(shell find csrc tests tools -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.hip' 2>/dev/null)
 # Two worker processes of one thread each; tests about threads ask for theirs.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
 .PHONY: help demo doctor test test-full test-abi bench bench-growth bench-repeat bench-compare wheel-cpu wheel-cuda \
-	wheel-rocm lint clean
+	wheel-rocm lint new-op clean
 
 help:
 	@echo 'make demo        upstream and openmythos side by side on mythos_1b (SIZE=small: half a minute)'
@@ -41,6 +42,7 @@ help:
 	@echo 'make bench-compare BASE=<revision>   this tree against another one'
 	@echo 'make wheel-cpu   a wheel in dist/ without GPU code; wheel-cuda needs nvcc, wheel-rocm clang 18 or newer and lld'
 	@echo 'make lint        ruff and clang-format'
+	@echo 'make new-op NAME=x  the files of a new operation'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
 # Torch comes first and alone: the build compiles against it, and a range would take a newer one.
@@ -117,6 +119,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(if $(native),$(VENV)/bin/clang-format --dry-run -Werror $(native))
+
+new-op: $(VENV)/.installed
+	$(python) -m tools.new_op '$(NAME)'
 
 clean:
 	rm -rf build dist out openmythos.egg-info openmythos/_lib openmythos/_native*.so $(VENV)/.installed
