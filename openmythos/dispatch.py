@@ -148,20 +148,38 @@ def _serves_any(name: str, device: str) -> bool:
     return any(entry.name == name for (_, where), listed in _table.items() if where == device for entry in listed)
 
 
-def select(op: str, device: str, call: Call) -> Run:
-    """What runs this call of `op` on `device`."""
+def _entry(op: str, device: str, call: Call) -> Entry:
+    """The entry that serves this call of `op` on `device`."""
     name = selected_by_name()
     entry = _forced_entry(name, op, device, call) if name else None
     if entry is None:
         for entry in _table.get((op, device), ()):
             if entry.supports(call) is None:
-                break
-        else:
-            entry = _reference[op]
+                return entry
+        return _reference[op]
+    return entry
+
+
+def select(op: str, device: str, call: Call) -> Run:
+    """What runs this call of `op` on `device`."""
+    entry = _entry(op, device, call)
     counter = _record.get()
     if counter is not None:
         counter[op, entry.name] += 1
     return entry.run
+
+
+def select_for_all(op: str, device: str, call: Call) -> Run:
+    """What runs this call of `op` on `device` and others that differ from it in values alone."""
+    entry, counter = _entry(op, device, call), _record.get()
+    if counter is None:
+        return entry.run
+
+    def counted(call: Call) -> Any:
+        counter[op, entry.name] += 1
+        return entry.run(call)
+
+    return counted
 
 
 def explain(op: str, *args: object, device: str | None = None) -> list[Decision]:

@@ -12,7 +12,7 @@ from openmythos.cache import Rows
 from openmythos.config import MythosConfig
 from openmythos.nn import pieces
 from openmythos.nn.experts import Expert
-from openmythos.nn.fusion import fusable, is_exactly, is_unmodified
+from openmythos.nn.fusion import fusable, is_exactly
 from openmythos.nn.gqa import GQAttention
 from openmythos.nn.mask import Mask, as_tensor
 from openmythos.nn.mla import MLAttention
@@ -53,13 +53,17 @@ class TransformerBlock(nn.Module):
         """x (B, T, dim) -> (B, T, dim). Arguments as the attention's."""
         if not is_exactly(self.attn, GQAttention, MLAttention):
             mask = as_tensor(mask)
-        return self._run(self._pieces(), x, lambda normed: self.attn(normed, freqs_cis, mask, kv_cache, cache_key))
+        parts = self._pieces(pieces.UNCHECKED)
+        return self._run(parts, x, lambda normed: self.attn(normed, freqs_cis, mask, kv_cache, cache_key))
 
     def function(
-        self, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None
+        self, trust: pieces.Trust, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None
     ) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        """This block, which must be unmodified, as a function of x and the index of its slot in `rows`."""
-        parts, attn_parts, attend = self._pieces(trusted=True), self.attn.pieces(trusted=True), self.attn.run
+        """This block, which must be unmodified, as a function of x and the index of its slot in `rows`.
+
+        x (B * T, dim), so that no piece has to flatten it.
+        """
+        parts, attn_parts, attend = self._pieces(trust), self.attn.pieces(trust), self.attn.run
 
         def run(x: torch.Tensor, index: int) -> torch.Tensor:
             return self._run(parts, x, lambda normed: attend(attn_parts, normed, cos_sin, mask, rows, index))
@@ -70,15 +74,15 @@ class TransformerBlock(nn.Module):
         """Whether attention and ffn are of this library's classes; `function` needs that."""
         return isinstance(self.attn, GQAttention | MLAttention)
 
-    def _pieces(self, trusted: bool = False) -> _Pieces:
+    def _pieces(self, trust: pieces.Trust) -> _Pieces:
         ffn = self.ffn
-        if isinstance(ffn, Expert | MoEFFN) and (trusted or is_unmodified(ffn)):
-            ffn = ffn.function(trusted)
+        if isinstance(ffn, Expert | MoEFFN) and trust.allows(ffn):
+            ffn = ffn.function(trust)
         return _Pieces(
-            pieces.stream_norm(self.attn_norm, trusted),
-            pieces.stream_norm_add(self.ffn_norm, trusted),
+            pieces.stream_norm(self.attn_norm, trust),
+            pieces.stream_norm_add(self.ffn_norm, trust),
             ffn,
-            pieces.dropout(self.resid_drop, trusted),
+            pieces.dropout(self.resid_drop, trust),
         )
 
     @staticmethod

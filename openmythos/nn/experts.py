@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from openmythos import ops
 from openmythos.nn import pieces
-from openmythos.nn.fusion import fusable, hooks_on_all_modules, is_exactly, is_unmodified, why_modified
+from openmythos.nn.fusion import fusable, hooks_on_all_modules, why_modified
+from openmythos.ops import repeated
 
 
 @fusable
@@ -27,29 +27,26 @@ class Expert(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function()(x)
 
-    def function(self, trusted: bool = False) -> pieces.Function:
+    def function(self, trust: pieces.Trust = pieces.UNCHECKED) -> pieces.Function:
         """`forward` with the weights looked up."""
-        if not _projections_are_plain(self, trusted):
+        if not _projections_are_plain(self, trust):
             return lambda x: self._call_projections(pieces.to_weight_dtype(x, self.gate))
-        gate, up, down = self.gate.weight, self.up.weight, self.down.weight
-        return lambda x: ops.swiglu(pieces.cast(x, gate.dtype), gate, up, down)
+        gate = self.gate.weight
+        run = repeated.swiglu(gate, self.up.weight, self.down.weight, trust.series)
+        return lambda x: run(pieces.cast(x, gate.dtype))
 
     def _call_projections(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def _projections_are_plain(expert: Expert, trusted: bool = False) -> bool:
+def _projections_are_plain(expert: Expert, trust: pieces.Trust) -> bool:
     parts = (expert.gate, expert.up, expert.down)
-    return all(
-        isinstance(part, nn.Linear) and part.bias is None and (trusted or is_unmodified(part)) for part in parts
-    )
+    return all(isinstance(part, nn.Linear) and part.bias is None and trust.allows(part) for part in parts)
 
 
-def is_plain(expert: nn.Module, trusted: bool = False) -> bool:
+def is_plain(expert: nn.Module, trust: pieces.Trust) -> bool:
     """Whether `expert` is an unmodified Expert without biases, so that its weights define what it computes."""
-    if trusted:
-        return type(expert) is Expert and _projections_are_plain(expert, trusted)
-    return is_exactly(expert, Expert) and _projections_are_plain(expert)
+    return type(expert) is Expert and trust.allows(expert) and _projections_are_plain(expert, trust)
 
 
 class StackOwner(Protocol):

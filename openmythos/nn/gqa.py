@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from openmythos import ops, reference
+from openmythos import reference
 from openmythos.cache import Layout, Rows, open_rows
 from openmythos.config import MythosConfig
 from openmythos.nn import pieces
-from openmythos.nn.fusion import fusable
+from openmythos.nn.fusion import children_are_unmodified, fusable
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.rope import real_table
+from openmythos.ops import repeated
+from openmythos.ops.core import direct
 
 
 class _Pieces(NamedTuple):
@@ -24,6 +26,8 @@ class _Pieces(NamedTuple):
     wk: pieces.Function
     wv: pieces.Function
     wo: pieces.Function
+    rope_queries: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    rope_keys: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @fusable
@@ -59,10 +63,12 @@ class GQAttention(nn.Module):
         """The rotations of `new` tokens as real numbers, (new, head_dim/2, 2)."""
         return real_table(freqs_cis, new, self.head_dim)
 
-    def pieces(self, trusted: bool = False) -> _Pieces:
+    def pieces(self, trust: pieces.Trust = pieces.UNCHECKED) -> _Pieces:
         """What one or more calls of `run` compute with."""
-        projections = (pieces.linear(part, trusted) for part in (self.wq, self.wk, self.wv, self.wo))
-        return _Pieces(pieces.weight_dtype(self.wq), *projections)
+        projections = (pieces.linear(part, trust) for part in (self.wq, self.wk, self.wv, self.wo))
+        return _Pieces(
+            pieces.weight_dtype(self.wq), *projections, repeated.rope(trust.series), repeated.rope(trust.series)
+        )
 
     def forward(
         self,
@@ -78,7 +84,8 @@ class GQAttention(nn.Module):
         """
         cos_sin = self.real_table(freqs_cis, x.shape[1])
         rows = open_rows(kv_cache, (cache_key,), x.shape[1], self.layout, (self.adopt,))
-        out = self.run(self.pieces(), x, cos_sin, mask, rows, 0)
+        trust = pieces.Trust(children_are_unmodified(self), direct(x))
+        out = self.run(self.pieces(trust), x, cos_sin, mask, rows, 0)
         if rows is not None:
             rows.commit()
         return out
@@ -86,17 +93,21 @@ class GQAttention(nn.Module):
     def run(
         self, parts: _Pieces, x: torch.Tensor, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None, index: int
     ) -> torch.Tensor:
-        """`forward` with its pieces looked up, a real table of T rotations, and slot `index` of the cache rows."""
-        x = pieces.cast(x, parts.dtype)
-        q = ops.rope(parts.wq(x).unflatten(-1, (self.n_heads, self.head_dim)), cos_sin)
-        k = ops.rope(parts.wk(x).unflatten(-1, (self.n_kv_heads, self.head_dim)), cos_sin)
-        v = parts.wv(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        """`forward` with its pieces looked up, and slot `index` of the cache rows.
+
+        x (B, T, dim) or (B * T, dim), cos_sin real (T, head_dim/2, 2) -> the shape of x.
+        """
+        x, new = pieces.cast(x, parts.dtype), cos_sin.shape[0]
+        q = parts.rope_queries(parts.wq(x).reshape(-1, new, self.n_heads, self.head_dim), cos_sin)
+        k = parts.rope_keys(parts.wk(x).reshape(-1, new, self.n_kv_heads, self.head_dim), cos_sin)
+        v = parts.wv(x).reshape(-1, new, self.n_kv_heads, self.head_dim)
         if rows is not None:
             layout = self.layout
-            rows.open(layout, x.shape[0], k.dtype, k.device)
+            rows.open(layout, k.shape[0], k.dtype, k.device)
             k, v = rows.append(index, (k, v))
             k, v = layout.unfold(k, 0), layout.unfold(v, 1)
-        return parts.wo(self._attend(q, k.to(q.dtype), v.to(q.dtype), mask).flatten(2))
+        attended = self._attend(q, k.to(q.dtype), v.to(q.dtype), mask)
+        return parts.wo(attended.reshape(*x.shape[:-1], self.n_heads * self.head_dim))
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> torch.Tensor:
         dropout = self.dropout_p if self.training else 0.0

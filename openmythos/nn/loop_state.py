@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from openmythos import ops
+from openmythos.ops import repeated
 from openmythos.ops.core import direct
 from openmythos.ops.loop_step import LoopParams
 from openmythos.ops.precision import wide
@@ -18,8 +19,6 @@ class LoopState:
     h, h_out and cum_p are updated in place.
     """
 
-    __slots__ = ("cum_p", "e", "eps", "h", "h_out", "in_place", "loop_dim", "params", "shape", "threshold")
-
     def __init__(
         self,
         h: torch.Tensor,
@@ -31,28 +30,35 @@ class LoopState:
         loop_dim: int,
     ) -> None:
         self.shape, state = h.shape, wide(h.dtype)
-        self.params, self.threshold, self.eps, self.loop_dim = params, threshold, eps, loop_dim
+        self.params, self.settings = params, {"threshold": threshold, "eps": eps, "loop_dim": loop_dim}
         self.h, self.e = h.reshape(-1, h.shape[-1]), e.reshape(-1, h.shape[-1])
         self.h_out = torch.zeros(self.h.shape, dtype=state, device=h.device)
         self.cum_p = torch.zeros(self.h.shape[0], dtype=state, device=h.device)
-        self.in_place = bool(direct(h))
-        if self.in_place:
+        self.step_in_place = None
+        if device := direct(h):
             self.h = self.h.clone()
+            self.step_in_place = repeated.loop_step_(params, device, **self.settings)
 
-    def advance(self, block_out: torch.Tensor, t: int, last: bool) -> torch.Tensor | None:
-        """Loop `t` from the block's output (B, T, dim); returns the block's next input, None after the last loop."""
-        params = self.params._replace(norm_w=None) if last else self.params
+    def advance(self, block_out: torch.Tensor, t: int) -> torch.Tensor:
+        """Loop `t` from the block's output (..., dim); returns the block's next input."""
         block_out = block_out.reshape(self.h.shape)
-        options = {"threshold": self.threshold, "loop_dim": self.loop_dim, "eps": self.eps}
-        if self.in_place:
-            x = None if last else torch.empty_like(self.e)
-            ops.loop_step_(self.h, self.e, block_out, self.h_out, self.cum_p, params, t, x_next=x, **options)
+        if self.step_in_place is not None:
+            x = torch.empty_like(self.e)
+            self.step_in_place(self.h, self.e, block_out, self.h_out, self.cum_p, t, x)
+            return x.view(self.shape)
+        state = (self.h, self.e, block_out, self.h_out, self.cum_p)
+        self.h, self.h_out, self.cum_p, x = ops.loop_step(*state, self.params, t, **self.settings)
+        return x.view(self.shape)
+
+    def finish(self, block_out: torch.Tensor, t: int) -> None:
+        """The last loop `t`, which has no next input."""
+        params, state = self.params._replace(norm_w=None), (self.h, self.e, block_out.reshape(self.h.shape))
+        state = (*state, self.h_out, self.cum_p)
+        if self.step_in_place is not None:
+            ops.loop_step_(*state, params, t, x_next=None, **self.settings)
         else:
-            self.h, self.h_out, self.cum_p, x = ops.loop_step(
-                self.h, self.e, block_out, self.h_out, self.cum_p, params, t, **options
-            )
-        return None if last else x.view(self.shape)
+            self.h, self.h_out, self.cum_p, _ = ops.loop_step(*state, params, t, **self.settings)
 
     def output(self) -> torch.Tensor:
-        """The ACT-weighted sum of the states, (B, T, dim) in h's dtype."""
+        """The ACT-weighted sum of the states, in the shape and dtype of h."""
         return self.h_out.to(self.h.dtype).view(self.shape)

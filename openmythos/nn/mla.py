@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from openmythos import ops, reference
+from openmythos import reference
 from openmythos.cache import NORMALISED, Layout, Rows, open_rows
 from openmythos.config import MythosConfig
 from openmythos.nn import pieces
-from openmythos.nn.fusion import fusable, is_unmodified
+from openmythos.nn.fusion import children_are_unmodified, fusable
 from openmythos.nn.mask import CausalMask, Mask
 from openmythos.nn.norm import RMSNorm
 from openmythos.nn.rope import real_table
+from openmythos.ops import repeated
 from openmythos.ops.core import direct
 
 
 class _Pieces(NamedTuple):
-    """`append_norm` and `w_uk`, `w_uv` are None where a modified child has to be called instead."""
+    """`append` and `attend` are None where a modified child has to be called instead."""
 
     dtype: torch.dtype | None
     layout: Layout
@@ -31,9 +32,11 @@ class _Pieces(NamedTuple):
     kv_down: pieces.Function
     kv_norm: pieces.Function
     wo: pieces.Function
-    append_norm: tuple[torch.Tensor, float] | None
-    w_uk: torch.Tensor | None
-    w_uv: torch.Tensor | None
+    rope_queries: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    rope_keys: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    append: Callable[..., None] | None
+    append_dtype: torch.dtype | None
+    attend: Callable[..., torch.Tensor] | None
     dropout: float
 
 
@@ -78,33 +81,33 @@ class MLAttention(nn.Module):
         """The rotations of `new` tokens as real numbers, (new, qk_rope_dim/2, 2)."""
         return real_table(freqs_cis, new, self.qk_rope_dim)
 
-    def pieces(self, trusted: bool = False) -> _Pieces:
+    def pieces(self, trust: pieces.Trust = pieces.UNCHECKED) -> _Pieces:
         """What one or more calls of `run` compute with."""
-        down, nope, rope, kv_down, wo = (
-            pieces.linear(part, trusted)
-            for part in (self.q_down, self.q_up_nope, self.q_up_rope, self.kv_down, self.wo)
-        )
         norm, kv_up, drop = self.kv_norm, self.kv_up, self.attn_drop
-        append_norm = w_uk = w_uv = None
-        if isinstance(norm, RMSNorm) and (trusted or is_unmodified(norm)):
-            append_norm = norm.weight, norm.eps
-        if (trusted or (is_unmodified(kv_up) and is_unmodified(drop))) and kv_up.bias is None:
+        append = append_dtype = attend = None
+        if trust.device is not None and isinstance(norm, RMSNorm) and trust.allows(norm):
+            append = repeated.rope_append_(norm.weight, norm.eps, trust.series)
+            append_dtype = norm.weight.dtype
+        if kv_up.bias is None and trust.allows(kv_up) and trust.allows(drop):
             weight = kv_up.weight.unflatten(0, (self.n_heads, self.qk_nope_dim + self.v_dim))
             w_uk, w_uv = weight[:, : self.qk_nope_dim], weight[:, self.qk_nope_dim :]
+            attend = repeated.mla_attention(w_uk, w_uv, self.q_head_dim**-0.5, trust.series)
         return _Pieces(
-            pieces.weight_dtype(self.q_down),
-            self.layout,
-            down,
-            pieces.norm(self.q_norm, trusted),
-            nope,
-            rope,
-            kv_down,
-            pieces.norm(norm, trusted),
-            wo,
-            append_norm,
-            w_uk,
-            w_uv,
-            drop.p if drop.training else 0.0,
+            dtype=pieces.weight_dtype(self.q_down),
+            layout=self.layout,
+            q_down=pieces.linear(self.q_down, trust),
+            q_norm=pieces.norm(self.q_norm, trust),
+            q_up_nope=pieces.linear(self.q_up_nope, trust),
+            q_up_rope=pieces.linear(self.q_up_rope, trust),
+            kv_down=pieces.linear(self.kv_down, trust),
+            kv_norm=pieces.norm(norm, trust),
+            wo=pieces.linear(self.wo, trust),
+            rope_queries=repeated.rope(trust.series),
+            rope_keys=repeated.rope(trust.series),
+            append=append,
+            append_dtype=append_dtype,
+            attend=attend,
+            dropout=drop.p if drop.training else 0.0,
         )
 
     def forward(
@@ -121,7 +124,8 @@ class MLAttention(nn.Module):
         """
         cos_sin = self.real_table(freqs_cis, x.shape[1])
         rows = open_rows(kv_cache, (cache_key,), x.shape[1], self.layout, (self.adopt,))
-        out = self.run(self.pieces(), x, cos_sin, mask, rows, 0)
+        trust = pieces.Trust(children_are_unmodified(self), direct(x))
+        out = self.run(self.pieces(trust), x, cos_sin, mask, rows, 0)
         if rows is not None:
             rows.commit()
         return out
@@ -129,27 +133,29 @@ class MLAttention(nn.Module):
     def run(
         self, parts: _Pieces, x: torch.Tensor, cos_sin: torch.Tensor, mask: Mask, rows: Rows | None, index: int
     ) -> torch.Tensor:
-        """`forward` with its pieces looked up, a real table of T rotations, and slot `index` of the cache rows."""
-        x = pieces.cast(x, parts.dtype)
+        """`forward` with its pieces looked up, and slot `index` of the cache rows.
+
+        x (B, T, dim) or (B * T, dim), cos_sin real (T, rope_dim/2, 2) -> the shape of x.
+        """
+        x, new = pieces.cast(x, parts.dtype), cos_sin.shape[0]
         query = parts.q_norm(parts.q_down(x))
-        q_nope = parts.q_up_nope(query).unflatten(-1, (self.n_heads, self.qk_nope_dim))
-        q_rope = parts.q_up_rope(query).unflatten(-1, (self.n_heads, self.qk_rope_dim))
-        q_rope = ops.rope(q_rope, cos_sin)
-        down = parts.kv_down(x)
-        if rows is not None and parts.append_norm is not None and direct(down):
-            weight, eps = parts.append_norm
-            rows.open(parts.layout, down.shape[0], torch.promote_types(down.dtype, weight.dtype), down.device)
-            table = cos_sin if rows.table is None else rows.table
-            ops.rope_append_(down, weight, table, rows.new[index], rows.position, eps=eps)
+        q_nope = parts.q_up_nope(query).reshape(-1, new, self.n_heads, self.qk_nope_dim)
+        q_rope = parts.q_up_rope(query).reshape(-1, new, self.n_heads, self.qk_rope_dim)
+        q_rope = parts.rope_queries(q_rope, cos_sin)
+        down = parts.kv_down(x).reshape(-1, new, self.kv_lora_rank + self.qk_rope_dim)
+        if rows is not None and parts.append is not None:
+            rows.open(parts.layout, down.shape[0], torch.promote_types(down.dtype, parts.append_dtype), down.device)
+            parts.append(down, cos_sin if rows.table is None else rows.table, rows.new[index], rows.position)
             latent, k_rope = rows.first[index], rows.second[index]
         else:
             latent = parts.kv_norm(down[..., : self.kv_lora_rank])
-            k_rope = ops.rope(down[..., None, self.kv_lora_rank :], cos_sin)[:, :, 0]
+            k_rope = parts.rope_keys(down[..., None, self.kv_lora_rank :], cos_sin)[:, :, 0]
             if rows is not None:
                 rows.open(parts.layout, latent.shape[0], latent.dtype, latent.device)
                 latent, k_rope = rows.append(index, (latent, k_rope))
         seq_lens = None if rows is None else rows.seq_lens
-        return parts.wo(self._attend(parts, q_nope, q_rope, latent, k_rope, mask, seq_lens).flatten(2))
+        attended = self._attend(parts, q_nope, q_rope, latent, k_rope, mask, seq_lens)
+        return parts.wo(attended.reshape(*x.shape[:-1], self.n_heads * self.v_dim))
 
     def _attend(
         self,
@@ -162,16 +168,15 @@ class MLAttention(nn.Module):
         seq_lens: torch.Tensor | None,
     ) -> torch.Tensor:
         causal = isinstance(mask, CausalMask)
-        scale = self.q_head_dim**-0.5
-        if (mask is None or causal) and not parts.dropout and parts.w_uk is not None:
-            latent, k_rope = latent.to(q_nope.dtype), k_rope.to(q_nope.dtype)
-            options = {"scale": scale, "causal": causal, "seq_lens": seq_lens}
-            return ops.mla_attention(q_nope, q_rope, latent, k_rope, parts.w_uk, parts.w_uv, **options)
+        if (mask is None or causal) and not parts.dropout and parts.attend is not None:
+            if latent.dtype != q_nope.dtype:
+                latent, k_rope = latent.to(q_nope.dtype), k_rope.to(q_nope.dtype)
+            return parts.attend(q_nope, q_rope, latent, k_rope, causal, seq_lens)
         both = self.kv_up(latent).unflatten(-1, (self.n_heads, self.qk_nope_dim + self.v_dim))
         keys = torch.cat(
             (both[..., : self.qk_nope_dim], k_rope.to(both.dtype)[:, :, None].expand(-1, -1, self.n_heads, -1)), dim=-1
         )
         queries = torch.cat((q_nope, q_rope), dim=-1).to(keys.dtype)
-        values = both[..., self.qk_nope_dim :]
+        values, scale = both[..., self.qk_nope_dim :], self.q_head_dim**-0.5
         mask = mask.tensor(keys.shape[1]) if causal else mask
         return reference.attention(queries, keys, values, scale=scale, mask=mask, dropout=self.attn_drop)

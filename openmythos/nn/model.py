@@ -18,6 +18,7 @@ from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
 from openmythos.nn.recurrent import RecurrentBlock
 from openmythos.nn.rope import precompute_rope_freqs, rope_table
+from openmythos.ops.core import direct
 from openmythos.ops.precision import wide
 
 INIT_STD = 0.02
@@ -186,13 +187,14 @@ class OpenMythos(nn.Module):
 
         x (B, T, dim), cos_sin (T, dr/2, 2); `rows` holds the layers' slots in the order of `cache_keys`.
         """
-        index = 0
+        shape, trust, index = x.shape, pieces.Trust(unmodified=True, device=direct(x)), 0
+        x = x.reshape(-1, shape[-1])
         for layer in self.prelude:
-            x, index = layer.function(cos_sin, mask, rows)(x, index), index + 1
+            x, index = layer.function(trust, cos_sin, mask, rows)(x, index), index + 1
         x, index = self.recurrent.run(x, x, cos_sin, mask, loops, rows, index), index + loops
         for layer in self.coda:
-            x, index = layer.function(cos_sin, mask, rows)(x, index), index + 1
-        return self._logits(x, last_token_only)
+            x, index = layer.function(trust, cos_sin, mask, rows)(x, index), index + 1
+        return self._logits(x.view(shape), last_token_only)
 
     def _call_layers(
         self,

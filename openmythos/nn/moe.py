@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from openmythos.nn import pieces
 from openmythos.nn.experts import Expert, ExpertList, is_plain
 from openmythos.nn.fusion import fusable
 from openmythos.nn.observe import Observation
+from openmythos.ops import repeated
 from openmythos.ops.core import autocast_dtype
 from openmythos.ops.precision import wide
 
@@ -24,8 +26,8 @@ class _Pieces(NamedTuple):
 
     dtype: torch.dtype | None
     router: pieces.Function
-    router_bias: torch.Tensor
-    experts: ops.StackedExperts | None
+    route: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    experts: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None
     includes_shared: bool
 
 
@@ -81,38 +83,40 @@ class MoEFFN(nn.Module):
         return self.down[expert] if name == "down" else self.gate_up[expert, _PARTS.index(name)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, T, dim) -> (B, T, dim), rows independent of each other."""
-        return self._run(self._pieces(), x)
+        """x (..., dim) -> (..., dim), rows independent of each other."""
+        return self.function()(x)
 
-    def function(self, trusted: bool = False) -> pieces.Function:
+    def function(self, trust: pieces.Trust = pieces.UNCHECKED) -> pieces.Function:
         """`forward` with its pieces looked up."""
-        parts = self._pieces(trusted)
+        parts = self._pieces(trust)
         return lambda x: self._run(parts, x)
 
-    def _pieces(self, trusted: bool = False) -> _Pieces:
-        shared = None
-        if all(is_plain(expert, trusted) for expert in self.shared_experts):
+    def _pieces(self, trust: pieces.Trust) -> _Pieces:
+        experts, shared = None, None
+        if all(is_plain(expert, trust) for expert in self.shared_experts):
             shared = tuple(
                 ops.SharedExpert(expert.gate.weight, expert.up.weight, expert.down.weight)
                 for expert in self.shared_experts
             )
-        experts = None
-        if trusted or not self._experts.modified():
-            experts = ops.StackedExperts(*(self._cast or (self.gate_up, self.down)), shared or ())
-        dtype, router = pieces.weight_dtype(self.router), pieces.linear(self.router, trusted)
-        return _Pieces(dtype, router, self.router_bias, experts, experts is not None and shared is not None)
+        if trust.unmodified or not self._experts.modified():
+            stacks = ops.StackedExperts(*(self._cast or (self.gate_up, self.down)), shared or ())
+            experts = repeated.moe_experts(stacks, trust.series, recompute=self.recompute)
+        return _Pieces(
+            dtype=pieces.weight_dtype(self.router),
+            router=pieces.linear(self.router, trust),
+            route=repeated.moe_route(self.router_bias, self.topk, trust.series),
+            experts=experts,
+            includes_shared=experts is not None and shared is not None,
+        )
 
     def _run(self, parts: _Pieces, x: torch.Tensor) -> torch.Tensor:
-        flat = pieces.cast(x.reshape(-1, x.shape[-1]), parts.dtype)
+        flat = pieces.cast(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), parts.dtype)
         if self.topk == 0:
             return torch.zeros_like(flat).view(x.shape)
-        ids, weights, counts = ops.moe_route(parts.router(flat), parts.router_bias, self.topk)
+        ids, weights, counts = parts.route(parts.router(flat))
         if self.observation is not None:
             self.observation.expert_counts.append(counts)
-        if parts.experts is None:
-            out = self._call_experts(flat, ids, weights)
-        else:
-            out = ops.moe_experts(flat, ids, weights, parts.experts, recompute=self.recompute)
+        out = (parts.experts or self._call_experts)(flat, ids, weights)
         return (out if parts.includes_shared else self._add(out, flat)).view(x.shape)
 
     def _add(self, out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:

@@ -1,29 +1,58 @@
-"""The children of a layer as functions: a kernel where the child is unmodified, else the child called as a module.
+"""The children of a layer as functions: an op where the child is unmodified, else the child called as a module.
 
-A layer looks its pieces up once and may then run many times (the loops of the recurrent block). `trusted` says that
-the caller has checked the child.
+A layer looks its pieces up once and may then run many times, as in the loops of the recurrent block.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from openmythos import ops
 from openmythos.nn.fusion import is_unmodified
 from openmythos.nn.norm import RMSNorm
+from openmythos.ops import repeated
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-def linear(module: nn.Module, trusted: bool = False) -> Function:
+class Trust(NamedTuple):
+    """What the caller of a layer has checked once for all its calls.
+
+    unmodified: the layer and its children are. device: the result of `ops.core.direct` for the layer's input.
+    """
+
+    unmodified: bool = False
+    device: str | None = None
+
+    @property
+    def series(self) -> str | None:
+        """The `device` of `ops.repeated`: a modified child may return tensors of another kind than the input's."""
+        return self.device if self.unmodified else None
+
+    def allows(self, module: nn.Module) -> bool:
+        """Whether an op may compute what `module` would."""
+        return self.unmodified or is_unmodified(module)
+
+
+UNCHECKED = Trust()
+
+
+def linear(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
     """A projection without bias through the fastest backend; anything else in its place as it is."""
-    if isinstance(module, nn.Linear) and module.bias is None and (trusted or is_unmodified(module)):
-        return functools.partial(ops.linear, weight=module.weight)
+    if isinstance(module, nn.Linear) and module.bias is None and trust.allows(module):
+        return repeated.linear(module.weight, trust.series)
     return module
+
+
+def norm(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
+    """RMSNorm in the promoted dtype of x and the weight."""
+    if not (isinstance(module, RMSNorm) and trust.allows(module)):
+        return module
+    run = repeated.rms_norm(module.weight, module.eps, trust.series)
+    return lambda x: run(x, None)
 
 
 def _narrow(weight: torch.Tensor, x: torch.Tensor) -> torch.dtype | None:
@@ -31,39 +60,32 @@ def _narrow(weight: torch.Tensor, x: torch.Tensor) -> torch.dtype | None:
     return weight.dtype if weight.dtype.itemsize < x.dtype.itemsize else None
 
 
-def stream_norm(module: nn.Module, trusted: bool = False) -> Function:
+def stream_norm(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
     """The norm of the residual stream, in the weight's dtype where that is narrower."""
-    if not (isinstance(module, RMSNorm) and (trusted or is_unmodified(module))):
+    if not (isinstance(module, RMSNorm) and trust.allows(module)):
         return module
-    weight, eps = module.weight, module.eps
-    return lambda x: ops.rms_norm(x, weight, eps, dtype=_narrow(weight, x))
+    weight, run = module.weight, repeated.rms_norm(module.weight, module.eps, trust.series)
+    return lambda x: run(x, _narrow(weight, x))
 
 
 def stream_norm_add(
-    module: nn.Module, trusted: bool = False
+    module: nn.Module, trust: Trust = UNCHECKED
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """(x, residual) -> (the norm of x + residual, x + residual)."""
-    if not (isinstance(module, RMSNorm) and (trusted or is_unmodified(module))):
+    if not (isinstance(module, RMSNorm) and trust.allows(module)):
 
         def add(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             total = x + residual
             return module(total), total
 
         return add
-    weight, eps = module.weight, module.eps
-    return lambda x, residual: ops.rms_norm_add(x, residual, weight, eps, dtype=_narrow(weight, x))
+    weight, run = module.weight, repeated.rms_norm_add(module.weight, module.eps, trust.series)
+    return lambda x, residual: run(x, residual, _narrow(weight, x))
 
 
-def norm(module: nn.Module, trusted: bool = False) -> Function:
-    """RMSNorm in the promoted dtype of x and the weight."""
-    if isinstance(module, RMSNorm) and (trusted or is_unmodified(module)):
-        return functools.partial(ops.rms_norm, weight=module.weight, eps=module.eps)
-    return module
-
-
-def dropout(module: nn.Module, trusted: bool = False) -> Function:
+def dropout(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
     """Dropout; the identity where it drops nothing."""
-    if isinstance(module, nn.Dropout) and (trusted or is_unmodified(module)) and not (module.p and module.training):
+    if isinstance(module, nn.Dropout) and trust.allows(module) and not (module.p and module.training):
         return _identity
     return module
 

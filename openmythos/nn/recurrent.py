@@ -18,6 +18,7 @@ from openmythos.nn.mask import Mask, as_tensor
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
 from openmythos.nn.observe import Observation
+from openmythos.ops.core import direct
 from openmythos.ops.loop_step import LoopParams
 from openmythos.ops.loop_step.reference import loop_embedding
 from openmythos.ops.precision import wide
@@ -143,10 +144,11 @@ class RecurrentBlock(nn.Module):
         if self.is_fusable() and children_are_unmodified(self):
             attn, new = self.block.attn, h.shape[1]
             rows = open_rows(kv_cache, layer_keys(0, loops, 0), new, attn.layout, (attn.adopt,) * loops)
-            out = self.run(h, e, attn.real_table(freqs_cis, new), mask, loops, rows, 0)
+            cos_sin, rows_of = attn.real_table(freqs_cis, new), (-1, h.shape[-1])
+            out = self.run(h.reshape(rows_of), e.reshape(rows_of), cos_sin, mask, loops, rows, 0)
             if rows is not None:
                 rows.commit()
-            return out
+            return out.view(h.shape)
         if not is_exactly(self.block, TransformerBlock):
             mask = as_tensor(mask)
         keys = layer_keys(0, loops, 0)
@@ -175,15 +177,17 @@ class RecurrentBlock(nn.Module):
         rows: Rows | None,
         first: int,
     ) -> torch.Tensor:
-        """`forward` of an unmodified block: a real table of T rotations, loop t in slot `first` + t of the cache rows.
+        """`forward` of an unmodified block, loop t in slot `first` + t of the cache rows.
 
-        The block's weights are looked up once, and under autocast the stacked experts are cast once.
+        h and e (B * T, dim), cos_sin real (T, dr/2, 2) -> (B * T, dim). The block's weights are looked up once, and
+        under autocast the stacked experts are cast once.
         """
         ffn = self.block.ffn
         if isinstance(ffn, MoEFFN):
             ffn.hold_cast()
         try:
-            block = self.block.function(cos_sin, mask, rows)
+            trust = pieces.Trust(unmodified=True, device=direct(h))
+            block = self.block.function(trust, cos_sin, mask, rows)
             return self._loop(h, e, loops, lambda x, t: block(x, first + t), rows is not None)
         finally:
             if isinstance(ffn, MoEFFN):
@@ -225,14 +229,18 @@ class RecurrentBlock(nn.Module):
         x, _ = ops.rms_norm_add(first, e, self.norm.weight, eps, dtype=e.dtype)
         state = LoopState(h, e, self._params(), threshold=self.cfg.act_threshold, eps=eps, loop_dim=self.loop_dim)
         for t in range(loops):
-            x = state.advance(block(x, t), t, last=t + 1 == loops)
+            block_out = block(x, t)
+            if t + 1 == loops:
+                state.finish(block_out, t)
+            else:
+                x = state.advance(block_out, t)
             if self._ends(t, loops, state.cum_p, cached):
                 break
         return state.output()
 
     def _loop_modules(self, h, e, loops, block, cached) -> torch.Tensor:
         threshold = self.cfg.act_threshold
-        cum_p = torch.zeros(h.shape[:2], dtype=wide(h.dtype), device=h.device)
+        cum_p = torch.zeros(h.shape[:-1], dtype=wide(h.dtype), device=h.device)
         h_out = torch.zeros(h.shape, dtype=cum_p.dtype, device=h.device)
         for t in range(loops):
             x = self.norm(loop_index_embedding(h, t, self.loop_dim) + e)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from openmythos import ops
+from openmythos.nn.loop_state import LoopState
 from tests.models import tokens
 from tests.tolerances import HALTING_MARGIN, assert_within
 from tests.upstream.oracle import pair
@@ -43,14 +43,18 @@ def traced_act(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 def traced_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
     """Cumulated probabilities (N) after each fused step."""
     trace: list[torch.Tensor] = []
-    original = ops.loop_step_
 
-    def step(h, e, block_out, h_out, cum_p, *args, **kwargs):
-        original(h, e, block_out, h_out, cum_p, *args, **kwargs)
-        trace.append(cum_p.clone())
+    def traced(original: Callable) -> Callable:
+        def step(self: LoopState, *args: object) -> torch.Tensor | None:
+            following = original(self, *args)
+            trace.append(self.cum_p.clone())
+            return following
+
+        return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "loop_step_", step)
+        for name in ("advance", "finish"):
+            patch.setattr(LoopState, name, traced(getattr(LoopState, name)))
         yield trace
 
 

@@ -130,7 +130,7 @@ def _check(call: MlaAttention) -> None:
         raise ValueError("seq_lens: a paged cache (block_table) needs the lengths of its sequences")
 
 
-def _op_of(form: str, call: MlaAttention) -> str:
+def op_of(form: str, call: MlaAttention) -> str:
     """The op that computes the call in this form."""
     if form == "auto":
         wins = absorbed_wins(
@@ -175,7 +175,7 @@ def mla_attention(
     """
     call = MlaAttention(q_nope, q_rope, latent, k_rope, w_uk, w_uv, scale, causal, seq_lens, block_table)
     _check(call)
-    op = _op_of(form, call)
+    op = op_of(form, call)
     if device := direct(q_nope):
         out, lse = dispatch.select(op, device, call)(call)
     else:
