@@ -285,13 +285,30 @@ def environment(tree: Tree) -> Iterator[Finding]:
                 yield Finding(path, _line(text, match.start()), f"{name} is not described in docs/configuration.md.")
 
 
+def _pages(tree: Tree) -> list[str]:
+    return [path for path in tree.texts if re.fullmatch(r"docs/.*\.md|README\.md|CONTRIBUTING\.md", path)]
+
+
 def doc_words(tree: Tree) -> Iterator[Finding]:
     """Documentation that grew beyond what anyone reads."""
-    pages = [path for path in tree.texts if re.fullmatch(r"docs/.*\.md|README\.md|CONTRIBUTING\.md", path)]
+    pages = _pages(tree)
     count = sum(len(tree.texts[path].split()) for path in pages)
     if count >= MAX_DOC_WORDS:
         longest = max(pages, key=lambda path: len(tree.texts[path]))
         yield Finding(longest, 1, f"the documentation has {count} words, fewer than {MAX_DOC_WORDS} are allowed.")
+
+
+def doc_paths(tree: Tree) -> Iterator[Finding]:
+    """Files and links that the documentation names and that do not exist; `x` stands for any operation."""
+    folders = "openmythos|triton_kernels|csrc|bench|tests|tools|docs"
+    named = re.compile(rf"\]\((?!https?:|#)([^)#\s]+)|`((?:{folders})/[\w./]+\.\w+)`")
+    for path in _pages(tree):
+        folder = (tree.root / path).parent
+        for match in named.finditer(tree.texts[path]):
+            link, file = match.groups()
+            found = (folder / link).exists() if link else (tree.root / file).exists()
+            if not found and not (file and re.search(r"/x/|_x\.", file)):
+                yield Finding(path, _line(tree.texts[path], match.start()), f"{link or file} does not exist.")
 
 
 CHECKS: tuple[Callable[[Tree], Iterator[Finding]], ...] = (
@@ -303,6 +320,7 @@ CHECKS: tuple[Callable[[Tree], Iterator[Finding]], ...] = (
     file_length,
     environment,
     doc_words,
+    doc_paths,
 )
 
 

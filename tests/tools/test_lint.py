@@ -183,6 +183,15 @@ def test_words_of_the_documentation(plant: Plant) -> None:
     assert found == "README.md:1: the documentation has 8000 words, fewer than 8000 are allowed."
 
 
+def test_files_that_the_documentation_names(plant: Plant) -> None:
+    files = {
+        "README.md": "[page](docs/x.md#part) [web](https://x.org/y) [part](#part) `csrc/x.h` `tests/ops/x/y.py`\n",
+        "docs/x.md": "word\n\n[readme](../README.md) ![picture](none.png) `csrc/core/none.h` `bench/bench_x.py`\n",
+        "csrc/x.h": "int x;\n",
+    }
+    assert plant(files) == ["docs/x.md:3: csrc/core/none.h does not exist.", "docs/x.md:3: none.png does not exist."]
+
+
 def test_command_line(plant: Plant, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.lint", str(tmp_path)]
     root = Path(lint.__file__).parents[1]
