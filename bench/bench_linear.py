@@ -9,7 +9,7 @@ from bench.case import Case, truth
 from bench.ceilings import best_linear, streaming_read, with_products
 from bench.shapes import random_weights, sets_beyond_cache
 from openmythos import ops, reference
-from openmythos.roofline import cost
+from openmythos.ops.linear import Linear, cost
 
 
 @pytest.mark.parametrize("out", [2048, 32000])
@@ -27,7 +27,7 @@ def bench_linear(rows, out, dtype, compare_interleaved, smoke, device):
         ours=ops.linear,
         inputs=inputs,
         expected=truth(reference.linear, *inputs[0]),
-        cost=cost.linear(rows, width, out, dtype.itemsize),
+        cost=cost.linear(Linear(*inputs[0])),
         baselines=with_products({"torch": reference.linear}, dtype, device),
         stream=lambda index: streaming_read([inputs[index][1]]),
         products=best_linear(rows, width, dtype, device) if rows > 8 else (),

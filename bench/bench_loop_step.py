@@ -14,8 +14,7 @@ from bench.ceilings import streaming_copy
 from bench.shapes import ALL, config, name, need, sets_beyond_cache
 from openmythos import ops, reference, use_backend
 from openmythos.config import MythosConfig
-from openmythos.ops.loop_step import LoopParams
-from openmythos.roofline import cost
+from openmythos.ops.loop_step import LoopParams, cost, sample
 
 T, EPS, THRESHOLD = 3, 1e-6, 0.99
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -34,6 +33,10 @@ def _params(cfg: MythosConfig, device: torch.device) -> LoopParams:
         torch.ones(dim),
     )
     return LoopParams(*(part.to(device) for part in params))
+
+
+def _sizes(rows: int, cfg: MythosConfig) -> tuple[int, int, int, int]:
+    return rows, cfg.dim, cfg.lora_rank, cfg.max_loop_iters
 
 
 def _inputs(
@@ -58,7 +61,7 @@ def _inputs(
 def bench_loop_step(variant, rows, dtype, compare_interleaved, smoke, device):
     """Four reads and three writes of a row, each in its own dtype; h_out is float32."""
     cfg = config(variant, smoke)
-    counted = cost.loop_step(rows, cfg.dim, cfg.lora_rank, dtype.itemsize)
+    counted = cost.loop_step(sample.loop_step(*_sizes(rows, cfg), dtype, "meta"))
     sets = sets_beyond_cache(counted.bytes)
     need(2 * sets * counted.activations, device)
     params, inputs = _params(cfg, device), _inputs(rows, cfg.dim, dtype, device, sets)
@@ -115,12 +118,13 @@ def bench_loop_step_training(rows, dtype, compare_interleaved, smoke, device):
         with use_backend("reference"):
             return train(*args)
 
-    forward = cost.loop_step(rows, cfg.dim, cfg.lora_rank, dtype.itemsize)
+    sizes = (*_sizes(rows, cfg), dtype, "meta")
+    forward = cost.loop_step(sample.loop_step(*sizes))
     case = Case(
         ours=train,
         inputs=inputs,
         expected=plain(*inputs[0])[0],
-        cost=forward + cost.loop_step_backward(rows, cfg.dim, cfg.lora_rank, dtype.itemsize),
+        cost=forward + cost.loop_step_backward(sample.loop_step_backward(*sizes)),
         baselines={"reference": plain},
     )
     compare_interleaved(case)

@@ -14,16 +14,15 @@ from bench.ceilings import best_linear, streaming_read, with_products
 from bench.shapes import ALL, config, name, sets_beyond_cache
 from openmythos import KVCache, nn, ops, reference, use_backend
 from openmythos.nn.mask import CausalMask
-from openmythos.roofline import cost
+from openmythos.ops.mla_attention import cost
+from openmythos.ops.mla_attention.sample import Heads, mla_attention
 from openmythos.roofline.model import attention as layer_cost
 from openmythos.roofline.model import heads_of
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
-def _inputs(
-    heads: cost.Heads, new: int, total: int, dtype: torch.dtype, device: torch.device, sets: int
-) -> list[tuple]:
+def _inputs(heads: Heads, new: int, total: int, dtype: torch.dtype, device: torch.device, sets: int) -> list[tuple]:
     """Queries and cache rows of each set; the projections are shared, as every loop reads the same ones."""
     weight = torch.randn(heads.heads, heads.nope + heads.value, heads.latent, device=device) * heads.latent**-0.5
     w_uk, w_uv = weight.to(dtype).split((heads.nope, heads.value), dim=1)
@@ -35,10 +34,6 @@ def _inputs(
         return q_nope, q_rope, rows[..., : heads.latent], rows[..., heads.latent :], w_uk, w_uv
 
     return [one() for _ in range(sets)]
-
-
-def _scale(heads: cost.Heads) -> float:
-    return (heads.nope + heads.rope) ** -0.5
 
 
 @pytest.mark.parametrize(
@@ -54,9 +49,9 @@ def bench_decode(variant, keys, dtype, compare_interleaved, smoke, device):
     """One query over the cache, from queries and latent to heads, both projections included."""
     heads = heads_of(config(variant, smoke))
     keys = 40 if smoke else keys
-    counted = cost.mla_attention(1, 1, keys, heads, dtype.itemsize, absorbed=True)
+    counted = cost.mla_absorbed(mla_attention(1, 1, keys, heads, dtype, "meta"))
     inputs = _inputs(heads, 1, keys, dtype, device, sets_beyond_cache(counted.cache))
-    scale = _scale(heads)
+    scale = heads.scale
     baselines = {
         "rebuilt, SDPA": attention.expanded(scale) if variant == "1b" else "1b only",
         "absorbed matmuls": attention.matmuls(scale),
@@ -88,7 +83,7 @@ def bench_prefill(variant, new, dtype, compare_interleaved, smoke, device):
     """A causal prefill without a cache; useful FLOPs: the causal half, and the decompression."""
     heads = heads_of(config(variant, smoke))
     new = 24 if smoke else new
-    inputs, scale = _inputs(heads, new, new, dtype, device, 2), _scale(heads)
+    inputs, scale = _inputs(heads, new, new, dtype, device, 2), heads.scale
 
     def plain(*args):
         return reference.mla_decompressed(*args, scale, True)[0]
@@ -105,7 +100,7 @@ def bench_prefill(variant, new, dtype, compare_interleaved, smoke, device):
         ours=lambda *args: ops.mla_attention(*args, scale=scale, causal=True),
         inputs=inputs,
         expected=truth(plain, *inputs[0]),
-        cost=cost.mla_attention(1, new, new, heads, dtype.itemsize, absorbed=False),
+        cost=cost.mla_decompressed(mla_attention(1, new, new, heads, dtype, "meta")),
         baselines=with_products(baselines, dtype, device),
         products=best_linear(new, 2048, dtype, device, outs=(4096,)),
         tokens=new,
@@ -146,7 +141,7 @@ def bench_layer(new, compare_interleaved, smoke, device):
             ours=ours,
             inputs=[(x,)],
             expected=expected,
-            cost=layer_cost(cfg, 1, new, past + new, x.dtype.itemsize),
+            cost=layer_cost(cfg, 1, new, past + new, x.dtype),
             baselines={"upstream": theirs if isinstance(theirs, str) else run_theirs},
             tokens=new,
         )

@@ -13,9 +13,8 @@ from bench.case import Case
 from bench.ceilings import best_linear, streaming_read
 from bench.shapes import config, need
 from openmythos import KVCache, use_backend
-from openmythos.roofline import Cost
+from openmythos.roofline import Cost, total
 from openmythos.roofline import model as counts
-from openmythos.roofline.cost import total
 
 TOKENS, LOOPS = 128, 16
 GENERATED, GENERATE_LOOPS = 16, 8
@@ -75,7 +74,7 @@ def _reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def _cost(parts: dict[str, Cost]) -> Cost:
-    return total(list(parts.values()))
+    return total(parts.values())
 
 
 @torch.no_grad()
@@ -102,7 +101,7 @@ def bench_decode(models, known, sizes, compare_interleaved):
             ours=decode,
             inputs=[(token,)],
             expected=logits[:, tokens:].to(weight.dtype),
-            cost=_cost(counts.decode(cfg, 1, tokens, loops, weight.dtype.itemsize)),
+            cost=_cost(counts.decode(cfg, 1, tokens, loops, weight.dtype)),
             baselines={"upstream float32": theirs if isinstance(theirs, str) else their_decode},
             stream=streaming_read([*ffn.shared_experts.parameters(), ffn.gate_up[:topk], ffn.down[:topk]]),
             tokens=1,
@@ -127,7 +126,7 @@ def bench_prefill(models, known, sizes, compare_interleaved, device):
             ours=prefill,
             inputs=[(ids[:, :tokens],)],
             expected=logits[:, :tokens].to(weight.dtype),
-            cost=_cost(counts.forward(cfg, 1, tokens, 0, loops, weight.dtype.itemsize, last_token_only=False)),
+            cost=_cost(counts.forward(cfg, 1, tokens, 0, loops, weight.dtype, last_token_only=False)),
             baselines={"upstream float32": their_prefill if weight.dtype == torch.float32 else "timed with float32"},
             products=best_linear(tokens, cfg.dim, weight.dtype, device),
             tokens=tokens,
@@ -143,8 +142,8 @@ def bench_generate(float32, compare_interleaved, smoke, device):
     new, loops, length = (4, 2, 6) if smoke else (GENERATED, GENERATE_LOOPS, 32)
     ids = torch.randint(0, ours.cfg.vocab_size, (1, length), device=device)
     greedy = {"max_new_tokens": new, "n_loops": loops, "top_k": 1}
-    parts = [_cost(counts.forward(ours.cfg, 1, length, 0, loops, 4))]
-    parts += [_cost(counts.decode(ours.cfg, 1, length + step, loops, 4)) for step in range(new - 1)]
+    parts = [_cost(counts.forward(ours.cfg, 1, length, 0, loops, torch.float32))]
+    parts += [_cost(counts.decode(ours.cfg, 1, length + step, loops, torch.float32)) for step in range(new - 1)]
     compare_interleaved(
         Case(
             ours=lambda ids: ours.generate(ids, **greedy),
@@ -184,7 +183,7 @@ def bench_train_step(float32, compare_interleaved, smoke, device):
             ours=train,
             inputs=[(ids,)],
             expected=_reference(lambda: train(ids)),
-            cost=_cost(counts.train_step(ours.cfg, 1, tokens, loops, 4)),
+            cost=_cost(counts.train_step(ours.cfg, 1, tokens, loops, torch.float32)),
             baselines={"upstream": theirs if isinstance(theirs, str) else step(theirs)},
             products=best_linear(tokens, ours.cfg.dim, torch.float32, device),
             tokens=tokens,

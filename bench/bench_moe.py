@@ -11,7 +11,7 @@ from bench.ceilings import best_linear, streaming_read, with_products
 from bench.shapes import config, need, random_weights
 from openmythos import ops, reference
 from openmythos.config import MythosConfig
-from openmythos.roofline import cost
+from openmythos.ops.moe import MoeExperts, cost, sample
 from openmythos.roofline.model import experts_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -31,17 +31,22 @@ class Layer:
         self.gate_up = random_weights(cfg.n_experts, 2, hidden, dim, scale=dim**-0.5, **like)
         self.down = random_weights(cfg.n_experts, dim, hidden, scale=hidden**-0.5, **like)
         self.shared = [
-            (
+            ops.SharedExpert(
                 random_weights(wide, dim, scale=dim**-0.5, **like),
                 random_weights(wide, dim, scale=dim**-0.5, **like),
                 random_weights(dim, wide, scale=wide**-0.5, **like),
             )
             for _ in range(cfg.n_shared_experts)
         ]
+        self.experts = ops.StackedExperts(self.gate_up, self.down, tuple(self.shared))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        experts = ops.StackedExperts(self.gate_up, self.down, tuple(self.shared))
-        return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, experts)
+        return ops.moe(x, self.router, self.bias, self.cfg.n_experts_per_tok, self.experts)
+
+    def call(self, x: torch.Tensor) -> MoeExperts:
+        """The call of moe_experts for these rows."""
+        ids, weights, _ = self.route(x)
+        return MoeExperts(x, ids, weights, self.experts)
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, weights and counts by our ops: with other rounding, close logits may change places."""
@@ -81,8 +86,8 @@ class Layer:
 def layer(request, smoke, device):
     variant, dtype = request.param
     cfg = config(variant, smoke)
-    sizes = experts_of(cfg)
-    need((sizes.experts + sizes.topk * sizes.shared) * sizes.one * dtype.itemsize, device)
+    matrices = sample.experts(experts_of(cfg), dtype, "meta").matrices()
+    need(sum(matrix.nbytes for matrix in matrices), device)
     torch.manual_seed(0)
     return Layer(cfg, dtype, device)
 
@@ -106,7 +111,7 @@ def bench_decode(layer, compare_interleaved, device):
             ours=layer,
             inputs=inputs,
             expected=layer.truth(inputs[0][0]),
-            cost=cost.moe(1, experts_of(layer.cfg), layer.dtype.itemsize, hit=layer.cfg.n_experts_per_tok),
+            cost=cost.moe(layer.call(inputs[0][0]), hit=layer.cfg.n_experts_per_tok),
             baselines=layer.baselines(),
             stream=stream,
             tokens=1,
@@ -126,7 +131,7 @@ def bench_prefill(layer, rows, compare_interleaved, smoke, device):
             ours=layer,
             inputs=inputs,
             expected=layer.truth(inputs[0][0]),
-            cost=cost.moe(rows, experts_of(layer.cfg), layer.dtype.itemsize, hit=hit),
+            cost=cost.moe(layer.call(inputs[0][0]), hit=hit),
             baselines=layer.baselines(),
             products=best_linear(rows, layer.cfg.dim, layer.dtype, device),
             tokens=rows,

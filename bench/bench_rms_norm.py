@@ -11,7 +11,7 @@ from bench.case import Case
 from bench.ceilings import streaming_copy
 from bench.shapes import ALL, config, sets_beyond_cache
 from openmythos import ops, reference
-from openmythos.roofline import cost
+from openmythos.ops.rms_norm import RmsNormAdd, cost
 
 EPS = 1e-6
 
@@ -28,12 +28,14 @@ def _torch(
 def bench_rms_norm_add(variant, rows, compare_interleaved, smoke, device):
     """bfloat16 rows in and out; two reads and two writes of a row."""
     dim, dtype = config(variant, smoke).dim, torch.bfloat16
-    counted = cost.rms_norm(rows, dim, dtype.itemsize, add=True)
     weight = torch.rand(dim, device=device) + 0.5
-    inputs = [
-        (*(torch.randn(rows, dim, device=device).to(dtype) for _ in range(2)), weight, EPS)
-        for _ in range(sets_beyond_cache(counted.bytes))
-    ]
+
+    def one():
+        return *(torch.randn(rows, dim, device=device).to(dtype) for _ in range(2)), weight, EPS
+
+    inputs = [one()]
+    counted = cost.rms_norm_add(RmsNormAdd(*inputs[0], dtype))
+    inputs += [one() for _ in range(1, sets_beyond_cache(counted.bytes))]
 
     def ours(x, residual, weight, eps):
         return ops.rms_norm_add(x, residual, weight, eps, dtype=dtype)

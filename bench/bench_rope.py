@@ -11,7 +11,7 @@ from bench.case import Case
 from bench.ceilings import streaming_copy
 from bench.shapes import config, name, sets_beyond_cache
 from openmythos import nn, ops, reference
-from openmythos.roofline import cost
+from openmythos.ops.rope import Rope, cost
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,15 @@ def bench_rope(variant, tokens, dtype, compare_interleaved, smoke, device):
     """The rope part of every head of the new tokens, read once and written once."""
     cfg = config(variant, smoke)
     tokens, heads, dim = min(tokens, 7) if smoke else tokens, cfg.n_heads, cfg.qk_rope_head_dim
-    counted = cost.rope(tokens, heads, dim, dtype.itemsize)
     angles = nn.precompute_rope_freqs(dim, tokens).to(device)
     table = torch.view_as_real(angles)
-    inputs = [
-        (torch.randn(1, tokens, heads, dim, device=device).to(dtype), table)
-        for _ in range(sets_beyond_cache(counted.bytes))
-    ]
+
+    def one():
+        return torch.randn(1, tokens, heads, dim, device=device).to(dtype), table
+
+    inputs = [one()]
+    counted = cost.rope(Rope(*inputs[0]))
+    inputs += [one() for _ in range(1, sets_beyond_cache(counted.bytes))]
     theirs = upstream.rope(angles)
     spare = torch.empty_like(inputs[0][0])
     compare_interleaved(

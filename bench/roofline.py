@@ -10,19 +10,20 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
+import torch
+
 from bench import kernels
 from openmythos.config import VARIANTS, MythosConfig
-from openmythos.plan import HERE, ITEM, PlanError, machine_for, size
-from openmythos.roofline import Cost, Machine, model
-from openmythos.roofline.cost import (
-    linear,
-    loop_step,
-    loop_step_backward,
-    mla_attention,
-    moe,
-    rms_norm,
-    total,
-)
+from openmythos.ops.linear import cost as linear_cost
+from openmythos.ops.linear import sample as linear
+from openmythos.ops.loop_step import cost as loop_step_cost
+from openmythos.ops.loop_step import sample as loop_step
+from openmythos.ops.moe import cost as moe_cost
+from openmythos.ops.moe import sample as moe
+from openmythos.ops.rms_norm import cost as rms_norm_cost
+from openmythos.ops.rms_norm import sample as rms_norm
+from openmythos.plan import DTYPES, HERE, PlanError, machine_for, size
+from openmythos.roofline import Cost, Machine, model, total
 
 # rows of a training batch, keys of a long cache, tokens of a prompt
 ROWS, KEYS, PROMPT = 8192, 4096, 128
@@ -37,24 +38,27 @@ class Row(NamedTuple):
     bound: str
 
 
-def costs(cfg: MythosConfig, item: int) -> dict[str, Cost]:
+def costs(cfg: MythosConfig, dtype: torch.dtype) -> dict[str, Cost]:
     """Every op at a decoding and at a training size, and the whole model."""
-    heads, experts, loops = model.heads_of(cfg), model.experts_of(cfg), cfg.max_loop_iters
-    prefill = mla_attention(1, KEYS, KEYS, heads, item, absorbed=False)
+    heads, sizes, loops = model.heads_of(cfg), model.experts_of(cfg), cfg.max_loop_iters
+    kind = (dtype, model.DEVICE)
+    step = (ROWS, cfg.dim, cfg.lora_rank, loops, *kind)
+    decode = model.decode(cfg, 1, KEYS - 1, loops, dtype)
+    prefill = model.forward(cfg, 1, PROMPT, 0, loops, dtype)
+    train = model.train_step(cfg, 2, KEYS, loops, dtype)
+    norm = rms_norm_cost.rms_norm_add(rms_norm.rms_norm_add(ROWS, cfg.dim, *kind))
     return {
-        f"rms_norm with residual, {ROWS} rows": rms_norm(ROWS, cfg.dim, item, add=True),
-        f"loop_step, {ROWS} rows": loop_step(ROWS, cfg.dim, cfg.lora_rank, item),
-        f"loop_step backward, {ROWS} rows": loop_step_backward(ROWS, cfg.dim, cfg.lora_rank, item),
-        f"mla_attention, 1 query over {KEYS} keys": mla_attention(1, 1, KEYS, heads, item, absorbed=True),
-        f"mla_attention, prefill of {KEYS}": prefill,
-        "moe, 1 row": moe(1, experts, item),
-        f"moe, {ROWS} rows": moe(ROWS, experts, item),
-        "head, 1 row": linear(1, cfg.dim, cfg.vocab_size, item),
-        f"decoded token, {loops} loops, {KEYS} cached": total(
-            list(model.decode(cfg, 1, KEYS - 1, loops, item).values())
-        ),
-        f"prefill of {PROMPT}, {loops} loops": total(list(model.forward(cfg, 1, PROMPT, 0, loops, item).values())),
-        f"training step, 2 x {KEYS}, {loops} loops": total(list(model.train_step(cfg, 2, KEYS, loops, item).values())),
+        f"rms_norm with residual, {ROWS} rows": norm,
+        f"loop_step, {ROWS} rows": loop_step_cost.loop_step(loop_step.loop_step(*step)),
+        f"loop_step backward, {ROWS} rows": loop_step_cost.loop_step_backward(loop_step.loop_step_backward(*step)),
+        f"mla_attention, 1 query over {KEYS} keys": model.mla_attention(heads, 1, 1, KEYS, dtype),
+        f"mla_attention, prefill of {KEYS}": model.mla_attention(heads, 1, KEYS, KEYS, dtype),
+        "moe, 1 row": moe_cost.moe(moe.moe_experts(1, sizes, *kind)),
+        f"moe, {ROWS} rows": moe_cost.moe(moe.moe_experts(ROWS, sizes, *kind)),
+        "head, 1 row": linear_cost.linear(linear.linear(1, cfg.dim, cfg.vocab_size, *kind)),
+        f"decoded token, {loops} loops, {KEYS} cached": total(decode.values()),
+        f"prefill of {PROMPT}, {loops} loops": total(prefill.values()),
+        f"training step, 2 x {KEYS}, {loops} loops": total(train.values()),
     }
 
 
@@ -62,7 +66,7 @@ def rows(cfg: MythosConfig, machine: Machine, dtype: str) -> list[Row]:
     """`costs` with their floors on a machine."""
     return [
         Row(name, cost, machine.floor(cost, dtype), machine.bound(cost, dtype))
-        for name, cost in costs(cfg, ITEM[dtype]).items()
+        for name, cost in costs(cfg, DTYPES[dtype]).items()
     ]
 
 
@@ -92,7 +96,7 @@ def main() -> None:
     """Print the tables of all variants on one machine, or those of the compiled GPU kernels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=HERE, help="h200, gfx1151, here (measured now) or a name of your own")
-    parser.add_argument("--dtype", choices=ITEM, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     for name, unit in (("bandwidth", "GB/s"), ("flops", "TFLOP/s"), ("memory", "GB")):
         parser.add_argument(f"--{name}", type=float, help=unit)
     parser.add_argument("--kernels", action="store_true", help="registers, shared memory and waves of the GPU kernels")

@@ -6,17 +6,17 @@ import dataclasses
 import json
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from openmythos.config import VARIANTS, MythosConfig
-from openmythos.roofline import MACHINES, Cost, Machine, device_name, measure, model
-from openmythos.roofline.cost import total
+from openmythos.roofline import MACHINES, Cost, Machine, device_name, measure, model, total
 from openmythos.roofline.fractions import measured_fraction
 from openmythos.roofline.layout import USABLE, Layout, layouts, training_devices
 
 HERE = "here"
-ITEM = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class PlanError(ValueError):
@@ -118,7 +118,7 @@ def _check(request: Request, cfg: MythosConfig) -> None:
 
 
 def _phase(request: Request, name: str, tokens: int, parts: dict[str, Cost]) -> Phase:
-    cost = total(list(parts.values()))
+    cost = total(parts.values())
     return Phase(
         name,
         tokens,
@@ -137,17 +137,17 @@ def make_plan(request: Request) -> Plan:
     """
     cfg = VARIANTS[request.variant]()
     _check(request, cfg)
-    item, machine = ITEM[request.dtype], request.machine
+    dtype, machine = DTYPES[request.dtype], request.machine
     count = model.parameters(cfg)
-    token_bytes = model.cache_bytes(cfg, request.loops, item)
-    room = USABLE * machine.memory - count * item
+    token_bytes = model.cache_bytes(cfg, request.loops, dtype)
+    room = USABLE * machine.memory - count * dtype.itemsize
     cache = token_bytes * request.context * request.batch
-    decode = model.decode(cfg, request.batch, request.context, request.loops, item)
-    prefill = model.forward(cfg, request.batch, request.context, 0, request.loops, item)
+    decode = model.decode(cfg, request.batch, request.context, request.loops, dtype)
+    prefill = model.forward(cfg, request.batch, request.context, 0, request.loops, dtype)
     return Plan(
         request,
         parameters=count,
-        weights=count * item,
+        weights=count * dtype.itemsize,
         cache_token=token_bytes,
         cache=cache,
         fits=cache <= room,
@@ -156,7 +156,7 @@ def make_plan(request: Request) -> Plan:
             _phase(request, "decode", request.batch, decode),
             _phase(request, "prefill", request.batch * request.context, prefill),
         ],
-        layouts=layouts(cfg, item, machine.memory),
+        layouts=layouts(cfg, dtype, machine.memory),
         training=training_devices(cfg, machine.memory),
     )
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from bench.baselines import Baselines, Function
 from openmythos.config import MythosConfig
-from openmythos.roofline.cost import Heads
+from openmythos.ops.mla_attention.sample import Heads
 
 PAGE = 64
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openmythos.roofline.cost import Cost
+from openmythos.ops.cost import Cost, total
 from openmythos.roofline.machine import MACHINES, Machine, device_name, measure
 
-__all__ = ["MACHINES", "Cost", "Machine", "device_name", "measure"]
+__all__ = ["MACHINES", "Cost", "Machine", "device_name", "measure", "total"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
+
 from openmythos.config import MythosConfig
 from openmythos.roofline import model
 
@@ -29,12 +31,12 @@ class Layout(NamedTuple):
     cache: float
 
 
-def layout(cfg: MythosConfig, item: int, memory: float, tensor: int) -> Layout | None:
+def layout(cfg: MythosConfig, dtype: torch.dtype, memory: float, tensor: int) -> Layout | None:
     """The smallest layout with this tensor-parallel width, or None where the width does not divide the model."""
     if cfg.n_heads % tensor or cfg.expert_dim % tensor:
         return None
-    routed = model.routed_parameters(cfg) * item
-    dense = model.parameters(cfg) * item - routed
+    routed = model.routed_parameters(cfg) * dtype.itemsize
+    dense = model.parameters(cfg) * dtype.itemsize - routed
     usable = USABLE * memory
     for groups in (count for count in range(1, cfg.n_experts + 1) if cfg.n_experts % count == 0):
         weights = (dense + routed / groups) / tensor
@@ -43,9 +45,9 @@ def layout(cfg: MythosConfig, item: int, memory: float, tensor: int) -> Layout |
     return None
 
 
-def layouts(cfg: MythosConfig, item: int, memory: float) -> list[Layout]:
+def layouts(cfg: MythosConfig, dtype: torch.dtype, memory: float) -> list[Layout]:
     """One layout for each tensor-parallel width that divides the model, the smallest first."""
-    found = [layout(cfg, item, memory, tensor) for tensor in TENSOR]
+    found = [layout(cfg, dtype, memory, tensor) for tensor in TENSOR]
     return sorted((one for one in found if one is not None), key=lambda one: (one.devices, one.tensor))
 
 

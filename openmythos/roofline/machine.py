@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from openmythos.backends.library import cpu_isa
 from openmythos.host import cpu_name, total_memory
-from openmythos.roofline.cost import Cost
+from openmythos.ops.cost import Cost
 from openmythos.timing import median_seconds
 
 STREAM_BYTES = 256 * 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from openmythos.cli import main
 from openmythos.config import VARIANTS
@@ -70,7 +71,7 @@ def test_an_unknown_device_has_no_fraction() -> None:
 )
 def test_fewest_h200s(variant: str, devices: int) -> None:
     """1t: 2 TB of weights over 127 GB each is 16 at least; its 512 experts and 126 GB of others need powers of two."""
-    found = layouts(VARIANTS[variant](), 2, MACHINES["h200"].memory)
+    found = layouts(VARIANTS[variant](), torch.bfloat16, MACHINES["h200"].memory)
     assert found[0].devices == devices
     for one in found:
         assert one.devices == one.tensor * one.experts
@@ -80,7 +81,7 @@ def test_fewest_h200s(variant: str, devices: int) -> None:
 
 def test_a_layout_cuts_every_byte_once() -> None:
     cfg = VARIANTS["mythos_100b"]()
-    one = layout(cfg, 2, MACHINES["h200"].memory, 2)
+    one = layout(cfg, torch.bfloat16, MACHINES["h200"].memory, 2)
     routed = 2 * model.routed_parameters(cfg)
     dense = 2 * model.parameters(cfg) - routed
     assert one.weights * one.tensor == pytest.approx(dense + routed / one.experts)
@@ -89,7 +90,7 @@ def test_a_layout_cuts_every_byte_once() -> None:
 def test_a_width_that_does_not_divide_the_heads_is_no_layout() -> None:
     cfg = VARIANTS["mythos_3b"]()
     cfg.n_heads = 6
-    assert layout(cfg, 2, 141e9, 4) is None
+    assert layout(cfg, torch.bfloat16, 141e9, 4) is None
 
 
 def test_training_needs_16_bytes_a_parameter() -> None:
