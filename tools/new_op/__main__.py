@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NEXT = """
 To do, in this order:
   1. the maths in openmythos/ops/{name}/reference.py, the call and its checks in openmythos/ops/{name}/__init__.py
-  2. export {name} in openmythos/ops/__init__.py and openmythos/reference.py, add a call to openmythos/samples.py
+  2. export {name} in openmythos/ops/__init__.py and openmythos/reference.py, list its sample call
+     in openmythos/samples.py
   3. what has to hold in tests/ops/test_{name}.py
   4. a kernel, and its entry: csrc/{name} in openmythos/backends/cpp.py, triton_kernels/{name} in backends/triton.py
-  5. the cost in openmythos/roofline/cost.py, the cases in bench/bench_{name}.py, a line in docs/architecture.md"""
+  5. the counts in openmythos/ops/{name}/cost.py, the cases in bench/bench_{name}.py, a line in docs/architecture.md"""
 
 
 def lay(name: str, root: Path) -> list[Path]:

@@ -9,9 +9,8 @@ from bench.baselines.compiled import compiled
 from bench.case import Case
 from bench.ceilings import streaming_copy
 from bench.shapes import name, sets_beyond_cache
-from openmythos.ops.newop import newop
+from openmythos.ops.newop import cost, newop, sample
 from openmythos.ops.newop.reference import newop as reference
-from openmythos.roofline import Cost
 
 
 @pytest.mark.parametrize("rows", [1, 4096])
@@ -20,7 +19,7 @@ from openmythos.roofline import Cost
 def bench_newop(rows, dtype, compare_interleaved, smoke, device):
     """Rows of mythos_1b, read once and written once."""
     shape = (min(rows, 7), 64) if smoke else (rows, 2048)
-    counted = Cost(activations=2 * shape[0] * shape[1] * dtype.itemsize)
+    counted = cost.newop(sample.newop(*shape, dtype, "meta"))
     inputs = [(torch.randn(shape, device=device).to(dtype),) for _ in range(sets_beyond_cache(counted.bytes))]
     spare = torch.empty_like(inputs[0][0])
     compare_interleaved(
