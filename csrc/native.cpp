@@ -45,7 +45,7 @@ pybind11::dict build_info() {
     return info;
 }
 
-// One sentence a vendor: the driver's version and its devices, or why there is none.
+// For each vendor the driver's version and its devices, or why there is none.
 std::map<std::string, std::string> gpu_devices() {
     using namespace openmythos::runtime;
     std::map<std::string, std::string> found;
@@ -69,10 +69,10 @@ std::map<std::string, std::string> gpu_devices() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "What the native library was built with, and what this CPU and the GPU drivers offer.";
+    m.doc() = "How the native library was built, and what this CPU and the GPU drivers support.";
     m.def("build_info", &build_info,
           "Version, compiler, oldest torch that the op library supports, ISA variants and GPU code built.");
-    m.def("gpu_devices", &gpu_devices, "What each vendor's driver shows: {vendor: a sentence}.");
-    m.def("cpu_features", &cpu_features, "Instruction sets of this CPU, as far as the kernels care.");
+    m.def("gpu_devices", &gpu_devices, "The driver and devices of each vendor, or why there are none: {vendor: text}.");
+    m.def("cpu_features", &cpu_features, "Instruction sets of this CPU that matter to the kernels.");
     m.def("isa_variants", &isa_variants, "ISA variants that this CPU can run, best first.");
 }

@@ -157,7 +157,7 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     const int64_t bytes = runtime::scratch_bytes(args, type, gpu_runtime().multiprocessors(check.device()));
     const auto scratch = torch::stable::new_empty(q_nope.stable(), {bytes}, ScalarType::Byte);
     const runtime::MlaPlan plan = runtime::plan(args, type, scratch.data_ptr());
-    for (const runtime::Launch* each : {&plan.fold, &plan.shares, &plan.combine}) launch(check, *each);
+    for (const runtime::Launch* each : {&plan.fold, &plan.splits, &plan.combine}) launch(check, *each);
 }
 
 }  // namespace openmythos::on_gpu

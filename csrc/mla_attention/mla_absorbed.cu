@@ -1,30 +1,31 @@
+#include "split_kv_fma.h"
 #include "split_kv_mma.h"
 
 // Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are the
-// latent itself, which is read once for all heads. Three launches: fold the queries, attend to a share of the keys for
-// a block of rows (token, head), add up the shares and project through w_uv.
+// latent itself, which is read once for all heads. Three launches: fold the queries; attend to one split of the keys
+// for each block of rows (token, head); combine the splits and project through w_uv.
 
 namespace openmythos::gpu {
 
 constexpr int MLA_THREADS = 256, MLA_WAVES = MLA_THREADS / WAVE;
 constexpr int MAX_HEAD = 256, MAX_LATENT = 1024, MAX_SPLITS = 256;
-constexpr int TOKENS = 4;  // of a block, whose weights serve all of them
+constexpr int TOKENS = 4;  // of a block; its weights serve all of them
 
 struct Token {
     int batch, t;
 };
-// Tokens past the end repeat the last one and are not stored.
+// Tokens past the end repeat the last one; their results are not stored.
 OPENMYTHOS_DEVICE Token token_of(const MlaParams& p, int index) {
     int last = p.b * p.t - 1, i = index < last ? index : last;
     return {i / p.t, i % p.t};
 }
 
-// folded[row] = q_nope[row] . w_uk of its head, for 64 columns of the latent: eight lanes have them, and every group of
-// eight lanes of the block its own rows of w_uk.
+// folded[row] = q_nope[row] . w_uk of its head, for 64 columns of the latent. Eight lanes cover the columns, and each
+// group of eight lanes has its own rows of w_uk.
 template <class T>
-OPENMYTHOS_DEVICE void mla_fold(const MlaParams& p) {
+OPENMYTHOS_DEVICE void fold_queries(const MlaParams& p) {
     constexpr int COLUMNS = 64, LANES = COLUMNS / VEC, GROUPS = MLA_THREADS / LANES;
-    constexpr int AHEAD = sizeof(T) == 4 ? 1 : 4;  // rows of w_uk on their way
+    constexpr int AHEAD = sizeof(T) == 4 ? 1 : 4;  // rows of w_uk in flight
     alignas(16) __shared__ float queries[MAX_HEAD][TOKENS];
     __shared__ float sums[MLA_WAVES][TOKENS][COLUMNS];
     const int thread = thread_index(), head = block_index_y(), first = block_index() * TOKENS;
@@ -75,11 +76,10 @@ OPENMYTHOS_DEVICE void mla_fold(const MlaParams& p) {
         static_cast<T*>(p.folded)[(int64_t(first + r) * p.h + head) * p.dc + column + c] = from_float<T>(x);
 }
 
-// out = w_uv of the head times the sum of the shares, each weighted by its part of the softmax; p.columns
-// columns of out.
+// out = w_uv of the head times the splits' outputs, each weighted by its part of the softmax, for p.columns columns.
 template <class T>
-OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
-    constexpr int VALUES = 2;  // rows of w_uv of each wave
+OPENMYTHOS_DEVICE void combine_splits(const MlaParams& p) {
+    constexpr int ROWS_PER_WAVE = 2;  // of w_uv
     alignas(16) __shared__ float latent[TOKENS][MAX_LATENT];
     __shared__ float weights[TOKENS][MAX_SPLITS];
     const int lane = lane_index(), wave = wave_index(), head = block_index_y(), first = block_index() * TOKENS;
@@ -88,15 +88,15 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
     if (wave < TOKENS) {
         Token token = token_of(p, first + wave);
         const float* lse = p.part_lse + token.batch * p.splits * rows + int64_t(token.t) * p.h + head;
-        float x[MAX_SPLITS / WAVE], most = MINUS_INFINITY, sum = 0.f;
+        float x[MAX_SPLITS / WAVE], max = MINUS_INFINITY, sum = 0.f;
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS / WAVE; i++) {
             int split = i * WAVE + lane;
             x[i] = split < p.splits ? lse[split * rows] : MINUS_INFINITY;
-            most = __builtin_fmaxf(most, x[i]);
+            max = __builtin_fmaxf(max, x[i]);
         }
-        most = wave_max(most);
-        const float safe = most == MINUS_INFINITY ? 0.f : most;
+        max = wave_max(max);
+        const float safe = max == MINUS_INFINITY ? 0.f : max;
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS / WAVE; i++) {
             x[i] = fast_exp2(x[i] - safe);
@@ -107,13 +107,13 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS / WAVE; i++) weights[wave][i * WAVE + lane] = x[i] * scale;
         if (p.lse && lane == 0 && block_index_z() == 0 && first + wave < p.b * p.t) {
-            float total = sum == 0.f ? MINUS_INFINITY : (most + fast_log2(sum)) * 0.693147181f;
+            float total = sum == 0.f ? MINUS_INFINITY : (max + fast_log2(sum)) * 0.693147181f;
             p.lse[(int64_t(token.batch) * p.h + head) * p.t + token.t] = total;
         }
     }
     sync_block();
 
-    // A block of one token divides its shares instead.
+    // With a single token its splits are divided among the threads of the others.
     const bool one = first + 1 == p.b * p.t;
     for (int i = thread_index(); i < TOKENS * p.dc / 4; i += MLA_THREADS) {
         const int r = i / (p.dc / 4), c = i % (p.dc / 4) * 4;
@@ -123,7 +123,7 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
 #pragma unroll 4
         for (int split = one ? r : 0; split < p.splits; split += one ? TOKENS : 1) {
             float weight = weights[r][split];
-            // A share that saw no key was never written.
+            // A split without keys was not written.
             Words raw = {};
             if (weight != 0.f) raw = load_cached(part + split * rows * p.dc);
 #pragma unroll
@@ -143,35 +143,35 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
 
     int end = (block_index_z() + 1) * p.columns;
     if (end > p.dv) end = p.dv;
-    for (int column = block_index_z() * p.columns; column < end; column += VALUES * MLA_WAVES) {
-        float out[VALUES][TOKENS];
+    for (int column = block_index_z() * p.columns; column < end; column += ROWS_PER_WAVE * MLA_WAVES) {
+        float out[ROWS_PER_WAVE][TOKENS];
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) {
+        for (int i = 0; i < ROWS_PER_WAVE; i++) {
 #pragma unroll
             for (int r = 0; r < TOKENS; r++) out[i][r] = 0.f;
         }
-        int v[VALUES];
-        const T* rows_of_w[VALUES];
+        int v[ROWS_PER_WAVE];
+        const T* rows_of_w[ROWS_PER_WAVE];
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) {
+        for (int i = 0; i < ROWS_PER_WAVE; i++) {
             v[i] = column + i * MLA_WAVES + wave;
             rows_of_w[i] = static_cast<const T*>(p.w_uv) + head * p.w_uv_h + (v[i] < p.dv ? v[i] : p.dv - 1) * p.w_uv_v;
         }
         for (int c = lane * VEC; c < p.dc; c += WAVE * VEC) {
-            float w[VALUES][VEC];
+            float w[ROWS_PER_WAVE][VEC];
 #pragma unroll
-            for (int i = 0; i < VALUES; i++) load_vector(rows_of_w[i] + c, w[i]);
+            for (int i = 0; i < ROWS_PER_WAVE; i++) load_vector(rows_of_w[i] + c, w[i]);
 #pragma unroll
             for (int r = 0; r < TOKENS; r++) {
 #pragma unroll
                 for (int j = 0; j < VEC; j++) {
 #pragma unroll
-                    for (int i = 0; i < VALUES; i++) out[i][r] = fma(w[i][j], latent[r][c + j], out[i][r]);
+                    for (int i = 0; i < ROWS_PER_WAVE; i++) out[i][r] = fma(w[i][j], latent[r][c + j], out[i][r]);
                 }
             }
         }
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) {
+        for (int i = 0; i < ROWS_PER_WAVE; i++) {
             float sum = wave_sums(out[i]);
             const int r = lane / (WAVE / TOKENS);
             if (lane % (WAVE / TOKENS) != 0 || v[i] >= p.dv || first + r >= p.b * p.t) continue;
@@ -182,30 +182,29 @@ OPENMYTHOS_DEVICE void mla_combine(const MlaParams& p) {
     }
 }
 
-// Blocks that a multiprocessor's registers are for: one where a block has many columns or multiplies and adds, else
-// two.
-#define OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, ...) \
-    OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, blocks)       \
-    openmythos_mla_absorbed_##name##_##dc##_##dr(MlaParams p) { mla_shares<T, __VA_ARGS__>(p); }
-#define OPENMYTHOS_MLA_MATRIX(name, T, dc, dr, blocks)                       \
-    OPENMYTHOS_MLA_SHARES(name, T, dc, dr, blocks, MatrixTile<T, dc, dr, 1>) \
-    OPENMYTHOS_KERNEL_RESIDENT(SHARE_THREADS, dc > 256 ? 1 : 2)              \
-    openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaParams p) { mla_shares<T, MatrixTile<T, dc, dr, 2>>(p); }
-#define OPENMYTHOS_MLA(name, T)                                                                           \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaParams p) { mla_fold<T>(p); } \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaParams p) { mla_combine<T>(p); }
-#define OPENMYTHOS_MLA_16_BITS(name, T)        \
-    OPENMYTHOS_MLA(name, T)                    \
-    OPENMYTHOS_MLA_MATRIX(name, T, 256, 32, 2) \
-    OPENMYTHOS_MLA_MATRIX(name, T, 384, 32, 2) \
-    OPENMYTHOS_MLA_MATRIX(name, T, 512, 64, 2) \
-    OPENMYTHOS_MLA_SHARES(name, T, 1024, 64, 1, MatrixTile<T, 1024, 64, 1>)
+// `blocks`: resident blocks per multiprocessor that the registers are limited for.
+#define OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, ...) \
+    OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, blocks)       \
+    openmythos_mla_absorbed_##name##_##dc##_##dr(MlaParams p) { split_kv<T, __VA_ARGS__>(p); }
+#define OPENMYTHOS_MLA_MMA(name, T, dc, dr, blocks)                       \
+    OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, MmaTile<T, dc, dr, 1>) \
+    OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, dc > 256 ? 1 : 2)           \
+    openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaParams p) { split_kv<T, MmaTile<T, dc, dr, 2>>(p); }
+#define OPENMYTHOS_MLA(name, T)                                                                               \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaParams p) { fold_queries<T>(p); } \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaParams p) { combine_splits<T>(p); }
+#define OPENMYTHOS_MLA_16_BITS(name, T)     \
+    OPENMYTHOS_MLA(name, T)                 \
+    OPENMYTHOS_MLA_MMA(name, T, 256, 32, 2) \
+    OPENMYTHOS_MLA_MMA(name, T, 384, 32, 2) \
+    OPENMYTHOS_MLA_MMA(name, T, 512, 64, 2) \
+    OPENMYTHOS_MLA_SPLITS(name, T, 1024, 64, 1, MmaTile<T, 1024, 64, 1>)
 
 OPENMYTHOS_MLA(f32, float)
-OPENMYTHOS_MLA_SHARES(f32, float, 256, 32, 1, FmaTile<float, 256, 32>)
-OPENMYTHOS_MLA_SHARES(f32, float, 384, 32, 1, FmaTile<float, 384, 32>)
-OPENMYTHOS_MLA_SHARES(f32, float, 512, 64, 1, FmaTile<float, 512, 64>)
-OPENMYTHOS_MLA_SHARES(f32, float, 1024, 64, 1, FmaTile<float, 1024, 64>)
+OPENMYTHOS_MLA_SPLITS(f32, float, 256, 32, 1, FmaTile<float, 256, 32>)
+OPENMYTHOS_MLA_SPLITS(f32, float, 384, 32, 1, FmaTile<float, 384, 32>)
+OPENMYTHOS_MLA_SPLITS(f32, float, 512, 64, 1, FmaTile<float, 512, 64>)
+OPENMYTHOS_MLA_SPLITS(f32, float, 1024, 64, 1, FmaTile<float, 1024, 64>)
 OPENMYTHOS_MLA_16_BITS(bf16, bf16)
 OPENMYTHOS_MLA_16_BITS(f16, f16)
 

@@ -1,14 +1,15 @@
 #include "decompressed.h"
 
-// Decompressed multi-head latent attention for many new tokens. Keys and values of every head are matrix products of
-// the latent that the caller asks torch for; here are the attention, and what prepares a latent for those products.
+// Decompressed multi-head latent attention for many new tokens. The caller computes keys and values of each head from
+// the latent with torch's GEMM; this file has the attention, and a gather that prepares a paged or ragged latent for
+// it.
 
 namespace openmythos::gpu {
 
-// Rows [latent | rope key] of every sequence in a row, from pages or not, and zero from its length to a whole number of
-// tiles: so the attention reads whole tiles and meets no number that somebody left behind.
-OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_decompressed_gather(MlaPrefillParams p) {
-    const int64_t index = int64_t(block_index()) * PREFILL_WAVES + wave_index();
+// Copies rows [latent | rope key] of every sequence to contiguous memory, zero from the length to a whole number of
+// tiles, so that the attention reads whole tiles without stale values.
+OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaPrefillParams p) {
+    const int64_t index = int64_t(block_index()) * DECOMPRESSED_WAVES + wave_index();
     if (index >= int64_t(p.b) * p.padded) return;
     const int batch = int(index / p.padded), key = int(index % p.padded);
     uint16_t* const to = static_cast<uint16_t*>(p.gathered) + index * (p.dc + p.dr);
@@ -23,18 +24,18 @@ OPENMYTHOS_KERNEL(PREFILL_THREADS) openmythos_mla_decompressed_gather(MlaPrefill
     }
 }
 
-// The last number says how many blocks share a multiprocessor.
-#define OPENMYTHOS_MLA_PREFILL(name, T, dn, dr, dv, blocks)                       \
-    OPENMYTHOS_KERNEL_RESIDENT(PREFILL_THREADS, blocks)                           \
+// `blocks`: resident blocks per multiprocessor.
+#define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                  \
+    OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                      \
     openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { \
-        mla_prefill<T, dn, dr, dv, blocks>(p);                                    \
+        decompressed_attention<T, dn, dr, dv, blocks>(p);                         \
     }
 
-OPENMYTHOS_MLA_PREFILL(bf16, bf16, 64, 32, 64, 2)
-OPENMYTHOS_MLA_PREFILL(bf16, bf16, 96, 32, 96, 1)
-OPENMYTHOS_MLA_PREFILL(bf16, bf16, 128, 64, 128, 1)
-OPENMYTHOS_MLA_PREFILL(f16, f16, 64, 32, 64, 2)
-OPENMYTHOS_MLA_PREFILL(f16, f16, 96, 32, 96, 1)
-OPENMYTHOS_MLA_PREFILL(f16, f16, 128, 64, 128, 1)
+OPENMYTHOS_MLA_DECOMPRESSED(bf16, bf16, 64, 32, 64, 2)
+OPENMYTHOS_MLA_DECOMPRESSED(bf16, bf16, 96, 32, 96, 1)
+OPENMYTHOS_MLA_DECOMPRESSED(bf16, bf16, 128, 64, 128, 1)
+OPENMYTHOS_MLA_DECOMPRESSED(f16, f16, 64, 32, 64, 2)
+OPENMYTHOS_MLA_DECOMPRESSED(f16, f16, 96, 32, 96, 1)
+OPENMYTHOS_MLA_DECOMPRESSED(f16, f16, 128, 64, 128, 1)
 
 }  // namespace openmythos::gpu

@@ -5,23 +5,22 @@
 
 namespace openmythos::gpu {
 
-// Both products of a Tile (mla_shares.h) by matrix instructions, for 16-bit types and ROW_TILES times 16 rows. A wave's
-// columns of a tile of keys go from memory into registers once, as the operand of the scores, and become the operand of
-// the values by transposition.
+// Both products of a Tile (split_kv.h) by matrix instructions, for 16-bit types and ROW_TILES x 16 rows. A wave loads
+// its columns of a tile of keys into registers once, as the operand of the scores, and transposes them for the values.
 template <class T, int DC, int DR, int ROW_TILES>
-struct MatrixTile {
-    // gfx11 holds every operand twice, and its LDS is small: 32 keys of many columns or rows would be too much.
+struct MmaTile {
+    // Where fragments are duplicated, 32 keys of many columns or rows do not fit the registers.
     static constexpr int ROWS = ROW_TILES * TILE;
     static constexpr int KEYS = Vendor::DUPLICATES_FRAGMENTS && (ROW_TILES > 1 || DC > 512) ? TILE : 2 * TILE;
-    static constexpr int SLICE = DC / SHARE_WAVES, COUNT = SLICE / TILE, KEY_TILES = KEYS / TILE;
-    // Eight more than the keys: rows begin in different banks.
+    static constexpr int SLICE = DC / SPLIT_WAVES, COUNT = SLICE / TILE, KEY_TILES = KEYS / TILE;
+    // Padded by eight, so that rows begin in different banks.
     static constexpr int SCORES_STRIDE = KEYS + 8, STRIDE = KEYS + 8;
-    // Where a block leaves no room for another one that would read while this one multiplies, it reads ahead.
+    // A block that is alone on its multiprocessor prefetches the next tile: no other block hides its loads.
     static constexpr bool AHEAD = !Vendor::DUPLICATES_FRAGMENTS && ROW_TILES > 1 && DC > 256;
 
     struct alignas(16) Shared {
         uint16_t probabilities[ROWS][STRIDE];
-        uint16_t scratch[SHARE_WAVES][Vendor::TRANSPOSE_SCRATCH];
+        uint16_t scratch[SPLIT_WAVES][Vendor::TRANSPOSE_SCRATCH];
     };
     struct Keys {
         Fragment latent[KEY_TILES][COUNT], rope[KEY_TILES][1];
@@ -31,20 +30,20 @@ struct MatrixTile {
     Keys keys, next;
     Accumulator out[ROW_TILES][COUNT];
     int wave;
-    bool has_rope;  // the first waves have 16 columns of the rope part each
+    bool has_rope;  // each of the first waves has 16 columns of the rope part
 
-    OPENMYTHOS_DEVICE MatrixTile(const MlaParams& p, const Share& share, Shared&) {
+    OPENMYTHOS_DEVICE MmaTile(const MlaParams& p, const Split& split, Shared&) {
         wave = uniform(wave_index()), has_rope = wave < DR / TILE;
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
             const uint16_t *folded[FRAGMENT_ROWS], *rope[FRAGMENT_ROWS];
 #pragma unroll
             for (int i = 0; i < FRAGMENT_ROWS; i++) {
-                int row = share.first_row + m * TILE + fragment_row(i);
-                if (row >= share.rows) row = share.rows - 1;
-                folded[i] = static_cast<const uint16_t*>(p.folded) + (int64_t(share.batch) * share.rows + row) * DC +
+                int row = split.first_row + m * TILE + fragment_row(i);
+                if (row >= split.rows) row = split.rows - 1;
+                folded[i] = static_cast<const uint16_t*>(p.folded) + (int64_t(split.batch) * split.rows + row) * DC +
                             wave * SLICE;
-                rope[i] = static_cast<const uint16_t*>(p.q_rope) + share.batch * p.q_rope_b + row / p.h * p.q_rope_t +
+                rope[i] = static_cast<const uint16_t*>(p.q_rope) + split.batch * p.q_rope_b + row / p.h * p.q_rope_t +
                           row % p.h * p.q_rope_h + wave * TILE;
             }
             load_fragments(folded, queries[m]);
@@ -53,17 +52,17 @@ struct MatrixTile {
 #pragma unroll
             for (int c = 0; c < COUNT; c++) out[m][c] = {};
         }
-        if (AHEAD && share.start < share.stop) load(p, share, share.start, keys);
+        if (AHEAD && split.start < split.stop) load(p, split, split.start, keys);
     }
 
-    OPENMYTHOS_DEVICE void load(const MlaParams& p, const Share& share, int first, Keys& into) {
+    OPENMYTHOS_DEVICE void load(const MlaParams& p, const Split& split, int first, Keys& into) {
 #pragma unroll
         for (int s = 0; s < KEY_TILES; s++) {
             const uint16_t *latent[FRAGMENT_ROWS], *rope[FRAGMENT_ROWS];
 #pragma unroll
             for (int i = 0; i < FRAGMENT_ROWS; i++) {
                 int key = first + s * TILE + fragment_row(i);
-                const KeyPlace place = place_of(p, share.batch, key < share.stop ? key : share.stop - 1);
+                const KeyPlace place = place_of(p, split.batch, key < split.stop ? key : split.stop - 1);
                 latent[i] = latent_at<uint16_t>(p, place) + wave * SLICE;
                 rope[i] = k_rope_at<uint16_t>(p, place) + wave * TILE;
             }
@@ -73,8 +72,9 @@ struct MatrixTile {
         }
     }
 
-    OPENMYTHOS_DEVICE void scores(const MlaParams& p, const Share& share, Shared&, int first, float* parts) {
-        if (!AHEAD) load(p, share, first, keys);
+    OPENMYTHOS_DEVICE void compute_scores(const MlaParams& p, const Split& split, Shared&, int first,
+                                          float* partial_scores) {
+        if (!AHEAD) load(p, split, first, keys);
 #pragma unroll
         for (int s = 0; s < KEY_TILES; s++) {
 #pragma unroll
@@ -85,20 +85,20 @@ struct MatrixTile {
                 if (has_rope) mma<T>(sum, q_rope[m], keys.rope[s][0]);
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    parts[(m * TILE + accumulator_row(i)) * SCORES_STRIDE + s * TILE + accumulator_column(i)] =
+                    partial_scores[(m * TILE + accumulator_row(i)) * SCORES_STRIDE + s * TILE + accumulator_column(i)] =
                         sum.x[i];
             }
         }
-        if (AHEAD && first + KEYS < share.stop) load(p, share, first + KEYS, next);
+        if (AHEAD && first + KEYS < split.stop) load(p, split, first + KEYS, next);
     }
 
     template <int N>
-    OPENMYTHOS_DEVICE static void put(Shared& shared, int row, int key, const float (&x)[N]) {
+    OPENMYTHOS_DEVICE static void store_probabilities(Shared& shared, int row, int key, const float (&x)[N]) {
 #pragma unroll
         for (int i = 0; i < N; i++) shared.probabilities[row][key + i] = from_float<T>(x[i]).bits;
     }
 
-    OPENMYTHOS_DEVICE void values(const MlaParams&, const Share&, Shared& shared, int, const float* factors) {
+    OPENMYTHOS_DEVICE void add_values(const MlaParams&, const Split&, Shared& shared, int, const float* factors) {
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
@@ -124,7 +124,7 @@ struct MatrixTile {
         if (AHEAD) keys = next;
     }
 
-    OPENMYTHOS_DEVICE void store(float* part, int rows, const float* factors) {
+    OPENMYTHOS_DEVICE void store_output(float* part, int rows, const float* factors) {
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll

@@ -5,7 +5,7 @@
 
 namespace openmythos::runtime {
 
-// Fills in `aligned` and the frequency of the embedding.
+// Sets `aligned` and the frequency of the embedding.
 Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
     constexpr double THETA = 10000.;
     double frequency = p.loop_dim ? -2. * std::log2(THETA) / p.loop_dim : 0.;
@@ -17,13 +17,13 @@ Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
     for (const float* x : {p.a, p.b, p.lora_down, p.lora_b, p.halt_w, p.norm_w}) fast = fast && is_aligned(x);
     p.aligned = fast;
 
-    constexpr int64_t THREADS = 512, CHUNKS = 4;  // a block's rows times a thread's chunks
+    constexpr int64_t THREADS = 512, VECTORS = 4;  // rows of a block times vectors of a thread
     const int64_t table = p.x_next.data ? int64_t(p.loop_dim) * 4 : 0;
     int rows = 1;
     if (fast) {
-        // More rows a block read the low-rank matrices less often; fewer leave no multiprocessor without work.
+        // More rows per block read the low-rank matrices less often, as long as every multiprocessor has work.
         for (int each : {4, 2}) {
-            if (p.d > THREADS * VEC * CHUNKS / each || p.n < int64_t(each) * multiprocessors) continue;
+            if (p.d > THREADS * VEC * VECTORS / each || p.n < int64_t(each) * multiprocessors) continue;
             if (p.t_rows && table * each > MAX_LOOP_DIM * 4) continue;
             rows = each;
             break;

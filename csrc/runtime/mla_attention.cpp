@@ -11,7 +11,7 @@ namespace {
 constexpr int WIDTHS = sizeof(MLA_WIDTHS) / sizeof(MLA_WIDTHS[0]);
 constexpr unsigned THREADS = 256;
 constexpr int64_t TOKENS = 4, FOLD_COLUMNS = 64, COMBINE_COLUMNS = 16;  // of a block
-constexpr int64_t LEAST_KEYS = 64, MAX_SPLITS = 256;                    // of a share; of a sequence
+constexpr int64_t MIN_KEYS_PER_SPLIT = 64, MAX_SPLITS = 256;
 
 #define OPENMYTHOS_MLA_NAMES(name)                                                          \
     {"openmythos_mla_absorbed_" name "_256_32", "openmythos_mla_absorbed_" name "_384_32",  \
@@ -28,13 +28,12 @@ constexpr const char* NAMES_ROWS32[gpu::TYPES][WIDTHS] = {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows (token, head) of a block of the attention: what the kernels have, and no more than there are but for a part
-// of 16. More rows read the latent less often.
+// Rows (token, head) of a block: more rows read the latent less often, but 32 need more than 16 rows to pay.
 int64_t block_rows(const gpu::MlaParams& p, Type type) {
     if (type == Type::float32) return p.dc > 384 ? 8 : 16;
     return p.dc <= 512 && int64_t(p.t) * p.h > 16 ? 32 : 16;
 }
-// Blocks that a multiprocessor has room for.
+// Resident blocks per multiprocessor.
 int64_t resident(const gpu::MlaParams& p, Type type) {
     return p.dc > 512 || (p.dc > 256 && block_rows(p, type) > 16) ? 1 : 2;
 }
@@ -47,16 +46,16 @@ int64_t part_bytes(const gpu::MlaParams& p) { return rounded(int64_t(p.b) * p.sp
 
 }  // namespace
 
-// Shapes and the device alone decide, so that a sequence's result does not depend on lengths in the batch.
+// Depends on shapes and the device alone, so that a sequence's result does not depend on other lengths in the batch.
 int64_t scratch_bytes(gpu::MlaParams& p, Type type, int multiprocessors) {
     const int64_t blocks = p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p, type));
     const int64_t wanted = multiprocessors * resident(p, type) / std::max<int64_t>(blocks, 1);
-    p.splits = int32_t(std::max<int64_t>(1, std::min({wanted, ceil_div(p.total, LEAST_KEYS), MAX_SPLITS})));
-    // As many blocks as there are multiprocessors: each of them reads all shares of its head.
+    p.splits = int32_t(std::max<int64_t>(1, std::min({wanted, ceil_div(p.total, MIN_KEYS_PER_SPLIT), MAX_SPLITS})));
+    // No more blocks than multiprocessors: each reads all splits of its head.
     const int64_t heads = std::max<int64_t>(ceil_div(int64_t(p.b) * p.t, TOKENS) * p.h, 1);
-    const int64_t most = std::max<int64_t>(ceil_div(p.dv, COMBINE_COLUMNS), 1);
-    const int64_t each = std::clamp<int64_t>(multiprocessors / heads, 1, most);
-    p.columns = int32_t(ceil_div(most, each) * COMBINE_COLUMNS);
+    const int64_t max_blocks = std::max<int64_t>(ceil_div(p.dv, COMBINE_COLUMNS), 1);
+    const int64_t each = std::clamp<int64_t>(multiprocessors / heads, 1, max_blocks);
+    p.columns = int32_t(ceil_div(max_blocks, each) * COMBINE_COLUMNS);
     return folded_bytes(p, type) + part_bytes(p) + int64_t(p.b) * p.splits * p.t * p.h * 4;
 }
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int HEADS = sizeof(MLA_HEADS) / sizeof(MLA_HEADS[0]);
 constexpr unsigned THREADS = 256;
 constexpr int64_t ROWS = 128, GATHERED_KEYS = 8;  // of a block
-constexpr int64_t MOST_BYTES = int64_t(1) << 30;  // of keys and values at a time
+constexpr int64_t MAX_BYTES = int64_t(1) << 30;   // of keys and values in memory
 
 #define OPENMYTHOS_MLA_PREFILL_NAMES(name)                                                             \
     {"openmythos_mla_decompressed_" name "_64_32_64", "openmythos_mla_decompressed_" name "_96_32_96", \
@@ -37,10 +37,10 @@ gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& p) {
     return x;
 }
 
-// So many heads that their keys and values take no more than that, or one.
+// As many heads as MAX_BYTES of keys and values allow, at least one.
 int64_t heads_at_a_time(const gpu::MlaPrefillParams& p) {
     const int64_t bytes = int64_t(p.b) * p.padded * (p.dn + p.dv) * 2;
-    return std::clamp<int64_t>(MOST_BYTES / std::max<int64_t>(bytes, 1), 1, p.h);
+    return std::clamp<int64_t>(MAX_BYTES / std::max<int64_t>(bytes, 1), 1, p.h);
 }
 
 Launch gather_plan(const gpu::MlaPrefillParams& p) {

@@ -8,23 +8,23 @@ namespace {
 
 struct Pair {
     const char *up, *down;
-    int hidden;   // units that a block of the first launch handles
-    int columns;  // of the result that a block of the second launch handles
+    int hidden;   // hidden units of a block of the first launch
+    int columns;  // of the result, of a block of the second launch
     unsigned up_threads, down_threads;
 };
 
-// As moe_streamed.cu instantiates them.
+// The instances in moe_streamed.cu.
 constexpr Pair one_row(const char* up, const char* down) { return {up, down, 16, 4, 256, 256}; }
-constexpr Pair vectors(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
-constexpr Pair tiles(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }
+constexpr Pair fma_rows(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
+constexpr Pair mma_rows(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }
 constexpr Pair PAIRS[gpu::TYPES][2] = {
     {one_row("openmythos_moe_streamed_up_f32_rows1", "openmythos_moe_streamed_down_f32_rows1"),
-     vectors("openmythos_moe_streamed_up_f32_rows16", "openmythos_moe_streamed_down_f32_rows16")},
+     fma_rows("openmythos_moe_streamed_up_f32_rows16", "openmythos_moe_streamed_down_f32_rows16")},
     {one_row("openmythos_moe_streamed_up_bf16_rows1", "openmythos_moe_streamed_down_bf16_rows1"),
-     tiles("openmythos_moe_streamed_up_bf16_rows16", "openmythos_moe_streamed_down_bf16_rows16")},
+     mma_rows("openmythos_moe_streamed_up_bf16_rows16", "openmythos_moe_streamed_down_bf16_rows16")},
     {one_row("openmythos_moe_streamed_up_f16_rows1", "openmythos_moe_streamed_down_f16_rows1"),
-     tiles("openmythos_moe_streamed_up_f16_rows16", "openmythos_moe_streamed_down_f16_rows16")}};
-constexpr Pair ANY = vectors("openmythos_moe_streamed_up_any", "openmythos_moe_streamed_down_any");
+     mma_rows("openmythos_moe_streamed_up_f16_rows16", "openmythos_moe_streamed_down_f16_rows16")}};
+constexpr Pair ANY = fma_rows("openmythos_moe_streamed_up_any", "openmythos_moe_streamed_down_any");
 
 }  // namespace
 
@@ -42,7 +42,7 @@ bool is_aligned(const gpu::MoeParams& p) {
     return fast;
 }
 
-// Fills in `aligned`, and how the first launch's blocks are dealt to experts.
+// Sets `aligned` and the division of the first launch's blocks among experts.
 MoePlan plan(gpu::MoeParams& p) {
     p.aligned = is_aligned(p);
     const Pair& pair = p.aligned ? PAIRS[int(p.x.type)][p.rows > 1] : ANY;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t BLOCK = gpu::MOE_BLOCK, UNITS = BLOCK / 2, THREADS = gpu::MOE_BLOCK_THREADS;
 
-// As moe_grouped.cu instantiates them.
+// The instances in moe_grouped.cu.
 struct Kernels {
     const char *up, *down, *sum;
 };
@@ -20,20 +20,20 @@ constexpr Kernels BF16 = {"openmythos_moe_grouped_up_bf16", "openmythos_moe_grou
 constexpr Kernels F16 = {"openmythos_moe_grouped_up_f16", "openmythos_moe_grouped_down_f16",
                          "openmythos_moe_grouped_sum_f16"};
 
-int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks of the two products.
+// Grids of the two GEMMs.
 int64_t up_blocks(const gpu::MoeGroupedParams& p) {
-    int64_t blocks = p.tile_count * parts(p.moe.width, UNITS);
+    int64_t blocks = p.tile_count * ceil_div(p.moe.width, UNITS);
     for (int s = 0; s < p.moe.shared_count; s++)
-        blocks += parts(p.moe.rows, BLOCK) * parts(p.moe.shared[s].width, UNITS);
+        blocks += ceil_div(p.moe.rows, BLOCK) * ceil_div(p.moe.shared[s].width, UNITS);
     return blocks;
 }
 int64_t down_blocks(const gpu::MoeGroupedParams& p) {
-    return (p.tile_count + (p.moe.shared_count ? parts(p.moe.rows, BLOCK) : 0)) * parts(p.moe.d, BLOCK);
+    return (p.tile_count + (p.moe.shared_count ? ceil_div(p.moe.rows, BLOCK) : 0)) * ceil_div(p.moe.d, BLOCK);
 }
 
-// Pieces of the scratch, in bytes: whole vectors.
+// Parts of the scratch in bytes, each a multiple of 16.
 int64_t tile_bytes(const gpu::MoeGroupedParams& p) { return p.tile_count * int64_t(sizeof(gpu::MoeTile)); }
 int64_t act_bytes(const gpu::MoeGroupedParams& p) {
     return 2 * (int64_t(p.moe.slots) * p.moe.width + int64_t(p.moe.rows) * p.moe.shared_width);
@@ -47,8 +47,8 @@ int64_t count_bytes(const gpu::MoeGroupedParams& p) { return 4 * int64_t(p.chunk
 
 int64_t deal(gpu::MoeGroupedParams& p) {
     const int64_t slots = p.moe.slots;
-    p.chunk = int32_t(parts(parts(slots, gpu::MOE_MAX_CHUNKS), THREADS) * THREADS);
-    p.chunks = slots ? int32_t(parts(slots, p.chunk)) : 0;
+    p.chunk = int32_t(ceil_div(ceil_div(slots, gpu::MOE_MAX_CHUNKS), THREADS) * THREADS);
+    p.chunks = slots ? int32_t(ceil_div(slots, p.chunk)) : 0;
     p.tile_count = int32_t((slots + std::min<int64_t>(p.moe.experts, slots) * (BLOCK - 1)) / BLOCK);
     return std::max({up_blocks(p), down_blocks(p), int64_t(p.moe.rows)});
 }
@@ -67,7 +67,7 @@ MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, const gpu::SharedTi
     p.moe.hidden_per_block = UNITS;
     int64_t end = 0;
     for (int s = 0; s < p.moe.shared_count; s++) {
-        end += parts(p.moe.rows, BLOCK) * parts(p.moe.shared[s].width, UNITS);
+        end += ceil_div(p.moe.rows, BLOCK) * ceil_div(p.moe.shared[s].width, UNITS);
         p.moe.shared[s].end_block = int32_t(end);
     }
     p.moe.shared_blocks = int32_t(end);
@@ -79,7 +79,7 @@ MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, const gpu::SharedTi
     return {{launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
              launch("openmythos_moe_grouped_place", p.chunks, THREADS, 0),
              launch(kernels.up, up_blocks(p), THREADS, shared), launch(kernels.down, down_blocks(p), THREADS, shared),
-             launch(kernels.sum, p.moe.rows, std::min(parts(parts(p.moe.d, VEC), 32) * 32, THREADS), 0)}};
+             launch(kernels.sum, p.moe.rows, std::min(ceil_div(ceil_div(p.moe.d, VEC), 32) * 32, THREADS), 0)}};
 }
 
 }  // namespace openmythos::runtime

@@ -4,7 +4,7 @@
 
 namespace openmythos::runtime {
 
-// A wave a row. One block where that has room for all rows: counts then need no other block's.
+// One wave per row. A single block writes its counts; several add theirs.
 Launch plan(gpu::MoeRouteParams& p) {
     p.rows_per_block = std::min({gpu::ROUTE_MAX_ROWS, gpu::ROUTE_MAX_CHOICES / p.k, std::max(p.rows, 1)});
     const unsigned blocks = unsigned(std::max((p.rows + int64_t(p.rows_per_block) - 1) / p.rows_per_block, int64_t(1)));

@@ -3,64 +3,65 @@
 #include "../gpu/params.h"
 #include "runtime.h"
 
-// Which kernel with which grid serves an op's arguments. One file an op. A plan points at the params it was made from.
+// Chooses kernels and grids for an op's arguments. A plan keeps pointers to the params, which must outlive it.
 
 namespace openmythos::runtime {
 
-constexpr int VEC = 8;  // columns that a thread handles at a time
+constexpr int VEC = 8;  // columns per thread and load
 
-// Bytes of one element, and whether a row pointer and stride fall on 16 bytes.
+// Bytes of an element.
 inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 : 2; }
+// All rows are 16-byte aligned.
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 
-// The widest row that a kernel holds in registers.
+// Widest row that a block holds in registers.
 constexpr int64_t MAX_WIDTH = 16384;
-// A launch's threads count in 32 bits on AMD.
+// HIP counts the threads of a launch in 32 bits.
 constexpr int64_t MAX_THREADS = int64_t(1) << 32;
 constexpr int64_t MAX_RANK = 256;
 constexpr int64_t MAX_LOOP_DIM = 8192;
-// Of the columns of x and of the hidden units of an expert, so that blocks and columns count in 32 bits.
+// Of the columns of x and of an expert's hidden units, so that 32 bits count blocks and columns.
 constexpr int64_t MAX_MOE_WIDTH = int64_t(1) << 22;
 
-// What the attention kernels have instances for, (dc, dr), and their other limits.
+// (dc, dr) of the absorbed kernels, and their limits.
 constexpr int MLA_WIDTHS[][2] = {{256, 32}, {384, 32}, {512, 64}, {1024, 64}};
 constexpr int64_t MLA_MAX_HEAD = 256, MLA_MAX_NEW = 16;
-// (dn, dr, dv) of the decompressed form, and of how many keys its tiles have to be whole.
+// (dn, dr, dv) of the decompressed kernels, and the multiple of keys that they read.
 constexpr int MLA_HEADS[][3] = {{64, 32, 64}, {96, 32, 96}, {128, 64, 128}};
 constexpr int64_t MLA_WHOLE_KEYS = 64;
 
 struct MlaPlan {
-    Launch fold, shares, combine;
+    Launch fold, splits, combine;
 };
 
 Launch plan(gpu::RmsNormParams& params);
 Launch plan(gpu::LoopStepParams& params, int multiprocessors);
 Launch plan(gpu::MoeRouteParams& params);
 
-// The second launch reads what the first one wrote. Where there is nothing to choose from, `up` has no blocks.
+// `down` reads what `up` wrote. Without experts `up` has no blocks and must not be launched.
 struct MoePlan {
     Launch up, down;
 };
 MoePlan plan(gpu::MoeParams& params);
-// Every row of x and of the weights begins at 16 bytes, and every size is a multiple of VEC.
+// All rows of x and of the weights are 16-byte aligned, and all sizes are multiples of VEC.
 bool is_aligned(const gpu::MoeParams& params);
 
-// For more rows than that. Each launch reads what those before it wrote; one without blocks is none.
+// For more rows. Each launch reads what the ones before it wrote; skip those without blocks.
 struct MoeGroupedPlan {
     Launch launches[5];
 };
-// Decides how slots are dealt to blocks; the most blocks of a launch.
+// Sets how slots are divided among blocks, and returns the largest grid of any launch.
 int64_t deal(gpu::MoeGroupedParams& params);
 int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
 MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, const gpu::SharedTiles& tiles);
 
-// Decides about the shares of the keys, and says how many bytes of scratch, aligned to 256, plan() then cuts up.
+// Sets the number of splits, and returns the bytes of scratch that plan() needs, aligned to 256.
 int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
 MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
 
-// Of the decompressed form: what follows from the arguments alone; how many heads' keys and values are in memory at a
-// time; what makes a ragged or paged latent one tensor; the attention.
+// The decompressed form: params from the arguments alone; the number of heads whose keys and values are in memory at a
+// time; the gather of a ragged or paged latent; the attention.
 gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
 int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
 Launch gather_plan(const gpu::MlaPrefillParams& params);

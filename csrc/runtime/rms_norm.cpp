@@ -6,7 +6,7 @@ namespace openmythos::runtime {
 
 using gpu::Type;
 
-// Fills in `aligned`.
+// Sets `aligned`.
 Launch plan(gpu::RmsNormParams& p) {
     bool fast = p.d % VEC == 0 && is_aligned(p.weight);
     for (const gpu::Rows* x : {&p.x, &p.residual, &p.out, &p.sum})
@@ -22,8 +22,8 @@ Launch plan(gpu::RmsNormParams& p) {
     } else if (fast && p.out.type == p.x.type) {
         kernel = p.x.type == Type::bfloat16 ? "openmythos_rms_norm_bf16_bf16" : "openmythos_rms_norm_f16_f16";
     }
-    constexpr int64_t MOST = MAX_WIDTH / VEC / 2;  // two chunks a thread
-    int64_t wanted = (p.d + VEC - 1) / VEC, threads = std::min(MOST, (wanted + 31) / 32 * 32);
+    constexpr int64_t MAX_THREADS_PER_ROW = MAX_WIDTH / VEC / 2;  // two vectors per thread
+    int64_t wanted = (p.d + VEC - 1) / VEC, threads = std::min(MAX_THREADS_PER_ROW, (wanted + 31) / 32 * 32);
     return {"rms_norm", kernel, {unsigned(p.n), 1, 1, unsigned(threads), 0}, &p};
 }
 

@@ -36,8 +36,8 @@ Runtime::Runtime(const std::string& folder) : folder_(folder) {
 Runtime::PerDevice& Runtime::device(int index) const {
     if (!error_.empty()) throw std::runtime_error(error_);
     if (index < 0 || index >= int(devices_.size()))
-        throw std::runtime_error("the driver shows " + std::to_string(devices_.size()) + " devices, and not " +
-                                 name_of(index));
+        throw std::runtime_error(name_of(index) + " does not exist: the driver shows " +
+                                 std::to_string(devices_.size()) + " devices");
     {
         std::shared_lock<std::shared_mutex> lock(mutex_);
         if (devices_[index]) return *devices_[index];
@@ -78,7 +78,7 @@ std::string Runtime::read(const CodeObject& object) const {
     std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     if (bytes.size() != object.bytes || sha256(bytes) != object.sha256)
         throw std::runtime_error("the code object " + path +
-                                 " is not the one that the manifest names (its sha256 differs); reinstall openmythos");
+                                 " differs from the manifest (sha256); reinstall openmythos");
     return bytes;
 }
 
@@ -94,16 +94,16 @@ Runtime::Kernel Runtime::kernel(const Launch& launch, int index) {
     if (found == on.kernels.end()) {
         const CodeObject* object = manifest_.find(launch.op, on.info.arch);
         if (!object)
-            throw std::runtime_error("this build has no code of " + std::string(launch.op) + " for " + on.info.arch +
-                                     ", only for " + manifest_.archs());
+            throw std::runtime_error("this build has no code object of " + std::string(launch.op) + " for " +
+                                     on.info.arch + ", only for " + manifest_.archs());
         Module& module = on.modules[launch.op];
         if (!module) {
             std::string image = read(*object);
             try {
                 module = driver_->load(index, image.c_str());
             } catch (const DriverError& error) {
-                throw DriverError(object->file + " does not load: " + error.what() + "; it was made with " +
-                                  manifest_.vendor->name + " " + manifest_.toolkit + ", and here is " +
+                throw DriverError(object->file + " does not load: " + error.what() + "; it was built with " +
+                                  manifest_.vendor->name + " " + manifest_.toolkit + ", and this machine has " +
                                   driver_->version());
             }
         }

@@ -5,7 +5,7 @@
 
 namespace openmythos::runtime {
 
-// SHA-256 (FIPS 180-4) of the bytes, in hexadecimal.
+// SHA-256 (FIPS 180-4) in hexadecimal.
 std::string sha256(std::string_view bytes);
 
 }  // namespace openmythos::runtime

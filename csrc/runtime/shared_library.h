@@ -5,17 +5,18 @@
 
 namespace openmythos::runtime {
 
-// A library of the driver: the one this process has loaded already, whatever its version, or else the first that opens.
+// A driver library: the one that this process has loaded already, of any version, or else the first that opens.
 class SharedLibrary {
 public:
-    // `prefix` is what the file name of a loaded one begins with, `names` are tried in order.
+    // `prefix`: of the file name of a loaded library. `names`: tried in order.
     SharedLibrary(const std::string& prefix, const std::vector<std::string>& names);
 
-    // Looks a function up; a required one that is missing is a DriverError that names the library.
+    // Looks up a function; throws DriverError if it is missing.
     template <class F>
     void find(F*& function, const char* name) const {
         function = reinterpret_cast<F*>(symbol(name, true));
     }
+    // Null if it is missing.
     template <class F>
     void find_optional(F*& function, const char* name) const {
         function = reinterpret_cast<F*>(symbol(name, false));
@@ -25,7 +26,7 @@ public:
 private:
     void* symbol(const char* name, bool required) const;
 
-    void* handle_ = nullptr;  // never closed: a driver does not survive that
+    void* handle_ = nullptr;  // never closed: drivers do not support unloading
     std::string path_;
 };
 

@@ -2,7 +2,7 @@
 
 namespace openmythos::runtime {
 
-// The stream on which torch would launch now on the device, as the driver knows it.
+// Torch's current stream on the device, as the driver's handle.
 void* current_stream(int device);
 
 }  // namespace openmythos::runtime
