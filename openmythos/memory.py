@@ -1,4 +1,4 @@
-"""What the system is told about the memory of weights: huge pages, pages no longer needed, freed heap."""
+"""Hints to the operating system about the memory of weights: huge pages, unused pages, freed heap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 
 HUGE_PAGE = 2 * 2**20
-# Linux's madvise; a kernel that does not know one answers with an error, which changes nothing.
+# Linux's madvise; a kernel without one of these returns an error and changes nothing.
 _DONTNEED, _HUGEPAGE, _COLLAPSE = 4, 14, 25
 
 
@@ -34,7 +34,7 @@ def _advise(tensor: torch.Tensor, page: int, advice: int) -> None:
 
 
 def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """Ask for huge pages behind a tensor that nobody has written to yet; returns it.
+    """Request huge pages for a tensor that has not been written to yet; returns it.
 
     Streaming weights through 4 KB pages costs a sixth of the bandwidth in address translation
     (docs/performance.md).
@@ -53,7 +53,7 @@ def gather_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def forget_pages(tensor: torch.Tensor) -> None:
-    """Let the kernel drop the pages of a mapped file, which otherwise count as this process's memory until the end."""
+    """Let the kernel drop the pages of a mapped file, which otherwise count as memory of this process until it ends."""
     _advise(tensor, mmap.PAGESIZE, _DONTNEED)
 
 

@@ -45,7 +45,7 @@ WORDS = {
     ("in vain", "without further ado", "for want of", "that there are not"): "say it plainly",
 }
 
-COMMANDS = ("io", "demo", "cli", "doctor", "plan", "accelerate")
+COMMANDS = ("io", "demo", "cli", "doctor", "plan", "acceleration")
 # What a folder must not import.
 LAYERS = {
     "openmythos.ops": (
@@ -57,15 +57,15 @@ LAYERS = {
         "cli",
         "doctor",
         "plan",
-        "accelerate",
+        "acceleration",
         "triton_kernels",
     ),
-    "openmythos.dispatch": ("ops", "nn", "engine", "backends", "io", "demo", "cli", "doctor", "plan", "accelerate"),
-    "openmythos.backends": ("nn", "engine", "io", "demo", "cli", "doctor", "plan", "accelerate"),
+    "openmythos.dispatch": ("ops", "nn", "engine", "backends", "io", "demo", "cli", "doctor", "plan", "acceleration"),
+    "openmythos.backends": ("nn", "engine", "io", "demo", "cli", "doctor", "plan", "acceleration"),
     "openmythos.triton_kernels": ("dispatch", "backends", "nn", "engine", "io", "demo", "cli", "doctor", "plan"),
-    "openmythos.nn": ("engine", "backends", "io", "demo", "cli", "doctor", "plan", "accelerate", "triton_kernels"),
-    "openmythos.engine": ("backends", "io", "demo", "cli", "doctor", "plan", "accelerate", "triton_kernels"),
-    "openmythos.roofline": ("nn", "engine", "io", "demo", "cli", "doctor", "plan", "accelerate"),
+    "openmythos.nn": ("engine", "backends", "io", "demo", "cli", "doctor", "plan", "acceleration", "triton_kernels"),
+    "openmythos.engine": ("backends", "io", "demo", "cli", "doctor", "plan", "acceleration", "triton_kernels"),
+    "openmythos.roofline": ("nn", "engine", "io", "demo", "cli", "doctor", "plan", "acceleration"),
     "openmythos.io": ("engine", "demo", "cli", "doctor", "plan"),
     "openmythos": (),
 }

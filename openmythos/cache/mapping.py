@@ -260,7 +260,7 @@ def open_rows(
     `adopts[i]` turns an entry that another implementation wrote under `keys[i]` into the two parts that are stored.
 
     Raises:
-        ValueError: when the keys hold different numbers of tokens.
+        ValueError: when the keys do not all hold the same number of tokens.
     """
     if kv_cache is None:
         return None

@@ -17,8 +17,8 @@ class StepRows(Rows):
     all positions, (P, dr/2, 2).
 
     Raises:
-        ValueError: when the keys hold no tokens or different numbers of them, another implementation wrote some of
-            their entries, or `tokens` is more than max_seq_len.
+        ValueError: when the keys hold no tokens or not all the same number, another implementation wrote some of their
+            entries, or `tokens` is more than max_seq_len.
     """
 
     def __init__(self, cache: KVCache, keys: Sequence[str], tokens: int, table: torch.Tensor) -> None:

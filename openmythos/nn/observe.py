@@ -1,4 +1,4 @@
-"""What a forward does besides its result, for whoever asks: routing counts and the number of loops."""
+"""What a forward computes besides its result: routing counts and the number of loops that ran."""
 
 from __future__ import annotations
 

@@ -153,6 +153,32 @@ def test_refusals() -> None:
         other(tokens(2, 1))
 
 
+def test_a_model_modified_behind_the_step_is_refused() -> None:
+    model, ids = small_model(), tokens(2, 5)
+    cache, _ = prefilled(model, ids)
+    step = DecodeStep(model, cache, LOOPS, tokens=20)
+    before = step(tokens(2, 1)).clone()
+    handle = model.recurrent.block.attn.wo.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="modified behind this step"):
+        step(tokens(2, 1))
+    handle.remove()
+    assert cache.length("coda_0") == 6, "the failed step counts nothing"
+    cache.truncate(5)
+    step = DecodeStep(model, cache, LOOPS, tokens=20)
+    assert torch.equal(step(tokens(2, 1)), before)
+
+
+def test_a_cache_with_entries_of_another_implementation_is_refused() -> None:
+    model, ids = small_model(), tokens(2, 5)
+    cache, _ = prefilled(model, ids)
+    cache["prelude_0"] = {name: part.clone() for name, part in cache["prelude_0"].items()}
+    with pytest.raises(ValueError, match=r"kv_cache.*fill it by one model"):
+        DecodeStep(model, cache, LOOPS, tokens=20)
+    with torch.no_grad():
+        model(tokens(2, 1), n_loops=LOOPS, kv_cache=cache, start_pos=5)
+    assert DecodeStep(model, cache, LOOPS, tokens=20)(tokens(2, 1)).shape == (2, 1, 101)
+
+
 def test_reasons_against_a_step() -> None:
     assert why_no_step(small_model()) is None
     assert "attn_type='gqa'" in why_no_step(small_model("gqa"))
