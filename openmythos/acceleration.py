@@ -1,4 +1,4 @@
-"""accelerate(model): an upstream model in, ours out, which takes over its weights almost without extra memory."""
+"""accelerate(model): turns an upstream model into ours and moves its weights, almost without extra memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from openmythos.io.progress import bytes_bar
 from openmythos.io.weights import (
     STACKS,
     check_target,
+    complete,
     expert_key,
-    finish,
     matrix_of,
-    put,
-    skeleton,
+    meta_model,
+    set_tensor,
 )
 from openmythos.memory import prefer_huge_pages, release_free_memory
 from openmythos.nn import OpenMythos
@@ -28,7 +28,7 @@ _MOVED = (
     "this model is empty: openmythos.accelerate moved its weights into the model that it returned; use that one, or "
     "call accelerate(model, copy=True), which keeps the source whole"
 )
-# Freed matrices are given back to the system each time that this much has gathered.
+# Freed matrices go back to the operating system whenever this many bytes have accumulated.
 _TRIM_BYTES = 64 * 2**20
 
 
@@ -37,7 +37,7 @@ class MovedError(RuntimeError, AttributeError):
 
 
 class Moved(nn.Module):
-    """What is left of a module whose weights `accelerate` took: using it says so."""
+    """A module whose weights `accelerate` has moved: any use raises MovedError."""
 
     def _refuse(self, *args: object, **kwargs: object) -> None:
         raise MovedError(_MOVED)
@@ -66,20 +66,20 @@ def accelerate(
 
     The weights are moved: tensors that keep dtype and device are reused, the others converted and freed one at a
     time, and the routed experts go one by one into stacked storage (on the same GPU by way of host memory), so
-    that memory peaks at the model and its largest tensor. The source is then empty and says so when it is used.
-    copy=True leaves the source whole and shares no storage with it.
+    that memory peaks at the model and its largest tensor. The source is then empty, and using it raises MovedError.
+    copy=True leaves the source as it is and shares no storage with it.
 
     Config, requires_grad, training mode, a tied head and changed eps, topk and dropout are kept; gradients are not.
     dtype and device default to the source's. One of our own models is cast and moved in place (copy=True: a copy).
 
-    After an error the source is whole again. Only where a narrowing cast was interrupted (Ctrl-C) are the weights
-    already cast given back rounded, with a warning.
+    An error restores the source. Only after an interrupted narrowing cast (Ctrl-C) are the weights already cast
+    restored rounded, with a warning.
 
     Raises:
         TypeError: when `model` is no module.
-        ValueError: before anything is moved, naming the module or tensor, when the source was changed in a way
+        ValueError: before anything is moved, naming the module or tensor, when the source was modified in a way
             that would be lost (a hook, a replaced method, another class), when its weights do not fit its config,
-            or when the experts disagree in requires_grad, dtype or device.
+            or when the experts differ in requires_grad, dtype or device.
     """
     device = check_target(dtype, device)
     if isinstance(model, OpenMythos):
@@ -90,7 +90,7 @@ def accelerate(
     if not isinstance(model, nn.Module) or not hasattr(model, "cfg"):
         raise TypeError(f"model is a {type(model).__name__}: expected an open_mythos.OpenMythos")
     config = MythosConfig.from_any(model.cfg)
-    target = skeleton(config)
+    target = meta_model(config)
     held = check_source(model, target, config, dtype, device)
     with torch.no_grad():
         _transfer(target, held, dtype, device, copy, progress)
@@ -100,39 +100,39 @@ def accelerate(
     return target
 
 
-class _Given(NamedTuple):
-    """A parameter or buffer that was emptied, with what it held, for giving it back."""
+class _Emptied(NamedTuple):
+    """A parameter or buffer that was emptied, and the copy of its values."""
 
     tensor: torch.Tensor
     value: torch.Tensor
 
 
 class _Mover:
-    """Copies tensors and empties their sources; gives everything back when asked."""
+    """Copies tensors and empties their sources; `restore` undoes that."""
 
     def __init__(self, keep: bool) -> None:
         self.keep = keep
-        self.given: list[_Given] = []
+        self.emptied: list[_Emptied] = []
         self.freed = 0
 
-    def take(self, tensor: torch.Tensor, place: torch.Tensor) -> None:
-        """Copy `tensor` into `place` and free it."""
+    def move(self, tensor: torch.Tensor, place: torch.Tensor) -> None:
+        """Copy `tensor` into `place` and free its memory."""
         place.copy_(tensor)
         if self.keep:
             return
         size, on_cpu = tensor.nbytes, tensor.device.type == "cpu"
-        self.given.append(_Given(tensor, place))
+        self.emptied.append(_Emptied(tensor, place))
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         self.freed += size if on_cpu else 0
         if self.freed >= _TRIM_BYTES:
             release_free_memory()
             self.freed = 0
 
-    def give_back(self) -> None:
-        """Undo every `take`, last first."""
+    def restore(self) -> None:
+        """Undo every `move`, last first."""
         rounded = 0
-        while self.given:
-            tensor, value = self.given.pop()
+        while self.emptied:
+            tensor, value = self.emptied.pop()
             rounded += value.dtype.itemsize < tensor.dtype.itemsize
             tensor.data = value.to(device=tensor.device, dtype=tensor.dtype)
         if rounded:
@@ -161,7 +161,7 @@ def _transfer(
                     for part in parts:
                         tensor = held.tensors[expert_key(expert, part)]
                         advance(tensor.nbytes)
-                        mover.take(tensor, matrix_of(stack, expert, part))
+                        mover.move(tensor, matrix_of(stack, expert, part))
                 first = held.tensors[expert_key(0, parts[0])]
                 places[name] = _to_device(stack, device or first.device)
             for name, tensor in held.others.items():
@@ -171,15 +171,15 @@ def _transfer(
                     continue
                 if name not in places:
                     places[name] = torch.empty_like(tensor, dtype=dtype, device=device)
-                mover.take(tensor, places[name])
+                mover.move(tensor, places[name])
         for name, value in places.items():
             grad_of = expert_key(0, STACKS[name][0]) if name in STACKS else name
-            put(target, name, value, held.tensors[grad_of].requires_grad)
-        finish(target, held.tied)
+            set_tensor(target, name, value, held.tensors[grad_of].requires_grad)
+        complete(target, held.tied)
     except BaseException:
-        # What is new must be gone before the old is restored: a GPU may not hold both.
+        # Free the new tensors before restoring the old: a GPU may not hold both.
         places = stack = None
-        mover.give_back()
+        mover.restore()
         raise
     release_free_memory()
 
@@ -187,10 +187,10 @@ def _transfer(
 def _allocate(
     target: OpenMythos, held: Held, dtype: torch.dtype | None, device: torch.device | None, copy: bool
 ) -> dict[str, torch.Tensor]:
-    """{name: where its weights go}. All that can fail for want of memory happens here, before anything is moved.
+    """{name: the tensor that its weights move to}. Allocations come first, so that a lack of memory moves nothing.
 
-    A source on the GPU that stays there gets a stack in host memory, and its other tensors are left for later,
-    since that GPU may have no room for two models.
+    A source that stays on its GPU gets its stack in host memory, and its other tensors are allocated one by one when
+    they move: the GPU may not hold two models.
     """
     places: dict[str, torch.Tensor] = {}
     for name, parts in STACKS.items():
@@ -218,7 +218,7 @@ def _to_device(stack: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _carry(source: nn.Module, target: OpenMythos) -> None:
-    """Training mode and plain settings, module by module."""
+    """Copy training mode and plain settings, module by module."""
     theirs = dict(source.named_modules())
     for path, module in target.named_modules():
         module.training = theirs[path].training
@@ -228,7 +228,7 @@ def _carry(source: nn.Module, target: OpenMythos) -> None:
 
 
 def _empty(source: nn.Module) -> None:
-    """Turn every module of the source into one that only says where its weights went."""
+    """Turn every module of the source into `Moved`."""
     for module in list(source.modules()):
         for parameter in module._parameters.values():
             if parameter is not None:

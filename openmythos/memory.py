@@ -53,7 +53,7 @@ def gather_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def forget_pages(tensor: torch.Tensor) -> None:
-    """Let the kernel drop the pages of a mapped file, which otherwise count as memory of this process until it ends."""
+    """Let the kernel drop the pages of a mapped file, which would count as this process's memory."""
     _advise(tensor, mmap.PAGESIZE, _DONTNEED)
 
 

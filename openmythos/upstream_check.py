@@ -1,4 +1,4 @@
-"""Checks an upstream model before its weights are taken over: nothing that shapes its results may be lost."""
+"""Checks an upstream model before `accelerate` moves its weights: no modification may be lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from openmythos.io.weights import (
 from openmythos.nn import OpenMythos
 from openmythos.nn.rope import precompute_rope_freqs
 
-# Settings that people change on a finished model and that our modules read where upstream's do.
+# Settings that are often changed on a finished model; our modules read them where upstream's do.
 CARRIED = ("eps", "p", "dropout_p", "topk")
 _TORCH = {cls.__name__: cls for cls in (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList)}
 _TORCH_FORWARD = {cls: cls.forward for cls in _TORCH.values()}
@@ -52,10 +52,10 @@ def check_source(
     dtype: torch.dtype | None,
     device: torch.device | None,
 ) -> Held:
-    """The source's tensors, once it is sure that `target` (on the meta device) can take them over without loss.
+    """The source's tensors, after checking that `target` (on the meta device) can hold them without loss.
 
     Raises:
-        ValueError: naming the module or tensor that stands against it.
+        ValueError: naming the module or tensor that prevents it.
     """
     _check_modules(source, target)
     found = {}
@@ -87,7 +87,7 @@ def _check_modules(source: nn.Module, target: OpenMythos) -> None:
         expected[f"{experts}.{expert}"] = "Expert"
         expected |= {f"{experts}.{expert}.{part}": "Linear" for part in ("gate", "up", "down")}
     for path, module in source.named_modules(remove_duplicate=False):
-        reason = _changed(module, expected.get(path), type(source).__module__)
+        reason = _modification(module, expected.get(path), type(source).__module__)
         if reason is not None:
             raise ValueError(
                 f"{_named(path)} {reason}: taking over only the weights would silently change the results; undo it, "
@@ -103,12 +103,12 @@ def _named(path: str) -> str:
     return f"model.{path}" if path else "model"
 
 
-def _changed(module: nn.Module, expected: str | None, package: str) -> str | None:
-    """What makes the module more than its weights, or None."""
+def _modification(module: nn.Module, expected: str | None, package: str) -> str | None:
+    """What was modified about the module besides its weights, or None."""
     cls = type(module)
     where = f"{cls.__module__}.{cls.__qualname__}"
     if expected is None:
-        return f"is a {where} that the config knows nothing of"
+        return f"is a {where} that is not in the config"
     own = cls is _TORCH[expected] if expected in _TORCH else (cls.__name__, cls.__module__) == (expected, package)
     if not own:
         return f"is a {where}, expected {expected}"
@@ -125,7 +125,7 @@ def _changed(module: nn.Module, expected: str | None, package: str) -> str | Non
 
 
 def _replaced_in_class(cls: type[nn.Module]) -> str | None:
-    """A method that was not written where the class was. torch's own decorators are looked through."""
+    """The name of a method that is defined in another file than its class. Decorators of torch are unwrapped."""
     if cls in _TORCH_FORWARD:
         return None if cls.forward is _TORCH_FORWARD[cls] else "forward"
     home = cls.__init__.__code__.co_filename
@@ -146,7 +146,7 @@ def _file(function: object) -> str:
 
 
 def _check_settings(source: nn.Module, target: OpenMythos, config: MythosConfig) -> None:
-    """Plain attributes of the modules: carried over, or as the config says."""
+    """Plain attributes of the modules must be the config's, unless `accelerate` carries them over."""
     theirs = dict(source.named_modules())
     for path, module in target.named_modules():
         for name, value in vars(module).items():
@@ -175,7 +175,7 @@ def _check_tensors(found: dict[str, torch.Tensor]) -> None:
 
 
 def _check_tables(found: dict[str, torch.Tensor], config: MythosConfig) -> None:
-    """The rotary table in use must be the config's. One that a cast made real is useless to upstream too."""
+    """The rotary table in use must be the config's. A real one was spoilt by a cast and is ignored."""
     mla = config.attn_type == "mla"
     name, dim = (TABLES[1], config.qk_rope_head_dim) if mla else (TABLES[0], config.head_dim)
     table = found.get(name)
@@ -202,11 +202,11 @@ def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
 def _check_agreement(
     tensors: dict[str, torch.Tensor], experts: int, dtype: torch.dtype | None, device: torch.device | None
 ) -> None:
-    """Matrices that become one parameter must be alike; without device=, all weights must be in one place."""
-    asked = {"requires_grad": None, "dtype": dtype}
+    """Matrices that become one parameter must be alike; without device=, all weights must be on one device."""
+    choices = {"requires_grad": None, "dtype": dtype}
     for parts in STACKS.values():
         keys = [expert_key(expert, part) for expert in range(experts) for part in parts]
-        for what, choice in asked.items():
+        for what, choice in choices.items():
             odd = [key for key in keys if getattr(tensors[key], what) != getattr(tensors[keys[0]], what)]
             if odd and choice is None:
                 values = f"{getattr(tensors[keys[0]], what)} and {_named(odd[0])} {getattr(tensors[odd[0]], what)}"

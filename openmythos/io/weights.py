@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 def check_target(dtype: torch.dtype | None, device: torch.device | str | None) -> torch.device | None:
-    """The device asked for, or None.
+    """The device that `device` names, or None.
 
     Raises:
         ValueError: when a model cannot have this dtype or device.
@@ -77,8 +77,8 @@ class _ShapesOnly(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
-def skeleton(config: MythosConfig) -> OpenMythos:
-    """A model on the meta device: every name and shape, no memory, no random numbers drawn."""
+def meta_model(config: MythosConfig) -> OpenMythos:
+    """A model on the meta device: all names and shapes, without memory and without drawing random numbers."""
     with torch.device("meta"), _ShapesOnly():
         return OpenMythos(config)
 
@@ -89,7 +89,7 @@ def expert_key(expert: int, part: str) -> str:
 
 
 def matrix_of(stack: torch.Tensor, expert: int, part: str) -> torch.Tensor:
-    """The place of one expert's matrix in its stack, as a view."""
+    """One expert's matrix in its stack, a view."""
     return stack[expert] if part == "down" else stack[expert, ("gate", "up").index(part)]
 
 
@@ -99,8 +99,8 @@ def expected_shapes(model: OpenMythos) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in skip}
 
 
-def put(model: nn.Module, name: str, value: torch.Tensor, requires_grad: bool = True) -> None:
-    """Make `value` the parameter or buffer of that name, whatever was there."""
+def set_tensor(model: nn.Module, name: str, value: torch.Tensor, requires_grad: bool = True) -> None:
+    """Make `value` the parameter or buffer of that name, in place of the old one."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if leaf in owner._buffers:
@@ -109,8 +109,8 @@ def put(model: nn.Module, name: str, value: torch.Tensor, requires_grad: bool = 
         owner._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad)
 
 
-def finish(model: OpenMythos, tied: bool) -> OpenMythos:
-    """What follows from the weights: the tied head, the rotary table on their device, huge pages behind them."""
+def complete(model: OpenMythos, tied: bool) -> OpenMythos:
+    """Set what follows from the weights: the tied head, the rotary table on their device, huge pages."""
     if tied:
         model.head.weight = model.embed.weight
     model.recurrent.lora.scale.num_embeddings = model.recurrent.lora.scale.weight.shape[0]
@@ -119,15 +119,15 @@ def finish(model: OpenMythos, tied: bool) -> OpenMythos:
     return model
 
 
-def some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+def abbreviate(names: Iterable[str]) -> str:
+    """The first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def fit_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """A table a loop, for another number of loops: extra rows are dropped, missing ones repeat the last."""
+    """A table with one row a loop for another number of loops: drop extra rows, repeat the last for missing ones."""
     if table.shape[0] == rows:
         return table
     return table[torch.arange(rows, device=table.device).clamp(max=table.shape[0] - 1)]
@@ -140,7 +140,7 @@ def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
 
 
 def match(wanted: dict[str, tuple[int, ...]], source: Source, strict: bool) -> list[str]:
-    """The names that the source lacks (none when strict).
+    """The names that the source lacks; with `strict` there are none.
 
     Raises:
         ValueError: one message with all missing, unexpected and mis-shaped names.
@@ -154,10 +154,10 @@ def match(wanted: dict[str, tuple[int, ...]], source: Source, strict: bool) -> l
         if name in have and not _fits(name, have[name].shape, want)
     ]
     other = [f"{name} ({info.dtype})" for name, info in have.items() if name in wanted and info.dtype not in DTYPES]
-    problems = [("mis-shaped", wrong), ("of a dtype that no weight has", other)]
+    problems = [("mis-shaped", wrong), ("of an unsupported dtype", other)]
     if strict:
         problems = [("missing", missing), ("unexpected", unexpected), *problems]
-    found = [f"{len(names)} {what}: {some(names)}" for what, names in problems if names]
+    found = [f"{len(names)} {what}: {abbreviate(names)}" for what, names in problems if names]
     if found:
         raise ValueError(f"{source.where} does not fit the config: {'; '.join(found)}")
     return missing
@@ -172,17 +172,17 @@ def build(
     strict: bool = True,
     progress: bool = True,
 ) -> OpenMythos:
-    """A model filled tensor by tensor, so that the peak is the model and one tensor; stacks expert by expert.
+    """A model filled tensor by tensor, stacks expert by expert, so that memory peaks at the model and one tensor.
 
-    dtype None keeps each tensor's own; device None is the CPU. Not strict: what the source lacks gets a new
-    model's initial values, what it has in excess is left out.
+    dtype None keeps each tensor's own; device None is the CPU. Without `strict`, weights that the source lacks keep a
+    new model's initial values, and tensors that the model lacks are ignored.
 
     Raises:
         ValueError: when names, shapes or dtypes do not fit, before anything is allocated.
     """
     device = device or torch.device("cpu")
     source = _with_embedding(source)
-    model = skeleton(config)
+    model = meta_model(config)
     wanted = _in_form_of(expected_shapes(model), source)
     missing = match(wanted, source, strict)
     kinds = {stack: _stack_dtype(stack, source, dtype) for stack in STACKS}
@@ -192,7 +192,7 @@ def build(
     present = [name for name in wanted if name in source.info]
     total = sum(source.info[name].nbytes for name in present)
     with torch.no_grad(), bytes_bar("loading", total, progress) as advance:
-        take = functools.partial(_take, source, advance)
+        take = functools.partial(_read_and_use, source, advance)
         for stack, parts in STACKS.items():
             if stack not in wanted:
                 _fill_stack(model, stack, parts, source, take, kinds[stack], device)
@@ -200,15 +200,15 @@ def build(
             if name.startswith(f"{MOE}routed_experts."):
                 continue
             rows = config.max_loop_iters if name == LORA_SCALE else None
-            put(model, name, take(name, lambda value, rows=rows: _own(value, rows, dtype, device)))
+            set_tensor(model, name, take(name, lambda value, rows=rows: _copy_of(value, rows, dtype, device)))
         tied = _is_tied(source)
         if not tied:
-            put(model, HEAD, take(HEAD, lambda value: _own(value, None, dtype, device)))
-    return finish(model, tied)
+            set_tensor(model, HEAD, take(HEAD, lambda value: _copy_of(value, None, dtype, device)))
+    return complete(model, tied)
 
 
 def _with_embedding(source: Source) -> Source:
-    """The tied matrix under its first name, where the source has only the second."""
+    """The source with the tied matrix under the embedding's name, also where it only has the head's."""
     if EMBED in source.info or HEAD not in source.info:
         return source
     info = {EMBED if name == HEAD else name: value for name, value in source.info.items()}
@@ -216,7 +216,7 @@ def _with_embedding(source: Source) -> Source:
 
 
 def _in_form_of(shapes: dict[str, tuple[int, ...]], source: Source) -> dict[str, tuple[int, ...]]:
-    """Per-expert names, or the stacked ones where the source has those."""
+    """The shapes under per-expert names, or under the stacks' names where the source has those."""
     if not any(stack in source.info for stack in STACKS):
         return shapes
     gate, down = shapes[expert_key(0, "gate")], shapes[expert_key(0, "down")]
@@ -226,7 +226,7 @@ def _in_form_of(shapes: dict[str, tuple[int, ...]], source: Source) -> dict[str,
 
 
 def _stack_dtype(stack: str, source: Source, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype of a stack, which its matrices must agree on unless one is asked for."""
+    """The dtype of a stack: `dtype`, or the one that all its matrices have."""
     if dtype is not None:
         return dtype
     keys = [
@@ -244,13 +244,13 @@ def _stack_dtype(stack: str, source: Source, dtype: torch.dtype | None) -> torch
     return found.pop() if found else None
 
 
-def _own(value: torch.Tensor, rows: int | None, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+def _copy_of(value: torch.Tensor, rows: int | None, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
     value = value if rows is None else fit_rows(value, rows)
     target = prefer_huge_pages(torch.empty(value.shape, dtype=dtype or value.dtype, device=device))
     return target.copy_(value)
 
 
-def _take(
+def _read_and_use(
     source: Source, advance: Callable[[int], None], name: str, use: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     value = source.read(name)
@@ -278,7 +278,7 @@ def _fill_stack(
             key = expert_key(expert, part)
             if key in source.info:
                 take(key, matrix_of(stack, expert, part).copy_)
-    put(model, name, stack)
+    set_tensor(model, name, stack)
 
 
 def _is_tied(source: Source) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from openmythos.config import MythosConfig
 from openmythos.io.folder import replacing
 from openmythos.io.progress import bytes_bar
-from openmythos.io.weights import EMBED, HEAD, TABLES, Info, Source, expected_shapes, match, skeleton
+from openmythos.io.weights import EMBED, HEAD, TABLES, Info, Source, expected_shapes, match, meta_model
 
 FORMAT_VERSION = 1
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -75,7 +75,7 @@ def _tensors(model: nn.Module, config: MythosConfig) -> dict[str, torch.Tensor]:
     source = Source(
         "the model", {name: Info(tuple(value.shape), value.dtype) for name, value in state.items()}, state.get
     )
-    match(expected_shapes(skeleton(config)), source, strict=True)
+    match(expected_shapes(meta_model(config)), source, strict=True)
     return state
 
 

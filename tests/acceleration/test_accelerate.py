@@ -202,10 +202,10 @@ class _FailingMover(acceleration._Mover):
     error: BaseException = MemoryError()
     after = 3
 
-    def take(self, tensor: torch.Tensor, place: torch.Tensor) -> None:
-        if len(self.given) == self.after:
+    def move(self, tensor: torch.Tensor, place: torch.Tensor) -> None:
+        if len(self.emptied) == self.after:
             raise self.error
-        super().take(tensor, place)
+        super().move(tensor, place)
 
 
 @pytest.mark.parametrize("after", [0, 3, 14], ids=lambda count: f"after-{count}")

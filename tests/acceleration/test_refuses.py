@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
         lambda model: setattr(model.prelude[0], "attn", _Attention(model.cfg)),
         r"model.prelude.0.attn is a .*_Attention, expected MLAttention",
     ),
-    "extra-module": (_extra_module, r"model.prelude.0.adapter is a .* that the config knows nothing of"),
+    "extra-module": (_extra_module, r"model.prelude.0.adapter is a .* that is not in the config"),
     "extra-parameter": (_extra_parameter, r"unexpected: norm.shift"),
     "absent-parameter": (_absent_parameter, r"missing: recurrent.injection.log_dt"),
     "other-shape": (_other_shape, r"mis-shaped: norm.weight \(47,\) instead of \(48,\)"),
