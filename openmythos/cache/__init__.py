@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openmythos.cache.core import FIRST_CAPACITY, Layout, Rows, SlotCache
+from openmythos.cache.core import FIRST_CAPACITY, Layout, SlotCache
 from openmythos.cache.mapping import (
     NORMALISED,
     CacheEntry,
@@ -13,6 +13,7 @@ from openmythos.cache.mapping import (
     open_rows,
     storage_of,
 )
+from openmythos.cache.rows import Rows
 
 __all__ = [
     "FIRST_CAPACITY",

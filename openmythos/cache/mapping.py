@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-from openmythos.cache.core import Layout, Rows, SlotCache
+from openmythos.cache.core import Layout, SlotCache
+from openmythos.cache.rows import Rows
 
 # An empty part that marks a latent as normalised; every copy of an entry keeps it.
 NORMALISED = "normalised"

@@ -8,16 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from openmythos.cache import Rows
+from openmythos.cache import Rows, open_rows
 from openmythos.config import MythosConfig
 from openmythos.nn import pieces
 from openmythos.nn.experts import Expert
-from openmythos.nn.fusion import fusable, is_exactly
+from openmythos.nn.fusion import children_are_unmodified, fusable, is_exactly
 from openmythos.nn.gqa import GQAttention
 from openmythos.nn.mask import Mask, as_tensor
 from openmythos.nn.mla import MLAttention
 from openmythos.nn.moe import MoEFFN
 from openmythos.nn.norm import RMSNorm
+from openmythos.ops.core import direct
 
 
 class _Pieces(NamedTuple):
@@ -51,6 +52,15 @@ class TransformerBlock(nn.Module):
         cache_key: str = "default",
     ) -> torch.Tensor:
         """x (B, T, dim) -> (B, T, dim). Arguments as the attention's."""
+        if self.is_fusable() and children_are_unmodified(self):
+            attn, new = self.attn, x.shape[1]
+            rows = open_rows(kv_cache, (cache_key,), new, attn.layout, (attn.adopt,))
+            trust = pieces.Trust(unmodified=True, device=direct(x))
+            run = self.function(trust, attn.real_table(freqs_cis, new), mask, rows)
+            out = run(x.reshape(-1, x.shape[-1]), 0).view(x.shape)
+            if rows is not None:
+                rows.commit()
+            return out
         if not is_exactly(self.attn, GQAttention, MLAttention):
             mask = as_tensor(mask)
         parts = self._pieces(pieces.UNCHECKED)

@@ -23,6 +23,8 @@ from openmythos.ops.loop_step import LoopParams
 from openmythos.ops.loop_step.reference import loop_embedding
 from openmythos.ops.precision import wide
 
+# the block as a function of its input and the loop
+Block = Callable[[torch.Tensor, int], torch.Tensor]
 # exp(-exp(x)) is below 1 in float32 down to x = -15 and above 0 up to x = 4.4
 _LOG_RANGE = (-15.0, 4.4)
 
@@ -144,24 +146,19 @@ class RecurrentBlock(nn.Module):
         if self.is_fusable() and children_are_unmodified(self):
             attn, new = self.block.attn, h.shape[1]
             rows = open_rows(kv_cache, layer_keys(0, loops, 0), new, attn.layout, (attn.adopt,) * loops)
-            cos_sin, rows_of = attn.real_table(freqs_cis, new), (-1, h.shape[-1])
-            out = self.run(h.reshape(rows_of), e.reshape(rows_of), cos_sin, mask, loops, rows, 0)
+            cos_sin, width = attn.real_table(freqs_cis, new), h.shape[-1]
+            out = self.run(h.reshape(-1, width), e.reshape(-1, width), cos_sin, mask, loops, rows, 0)
             if rows is not None:
                 rows.commit()
             return out.view(h.shape)
         if not is_exactly(self.block, TransformerBlock):
             mask = as_tensor(mask)
         keys = layer_keys(0, loops, 0)
-        ffn = self.block.ffn if isinstance(self.block, TransformerBlock) else None
-        if isinstance(ffn, MoEFFN):
-            ffn.hold_cast()
-        try:
-            return self._loop(
-                h, e, loops, lambda x, t: self.block(x, freqs_cis, mask, kv_cache, keys[t]), kv_cache is not None
-            )
-        finally:
-            if isinstance(ffn, MoEFFN):
-                ffn.drop_cast()
+
+        def call(x: torch.Tensor, t: int) -> torch.Tensor:
+            return self.block(x, freqs_cis, mask, kv_cache, keys[t])
+
+        return self._loop(h, e, loops, lambda: call, kv_cache is not None)
 
     def is_fusable(self) -> bool:
         """Whether the block is of this library's classes; `run` needs that."""
@@ -182,29 +179,28 @@ class RecurrentBlock(nn.Module):
         h and e (B * T, dim), cos_sin real (T, dr/2, 2) -> (B * T, dim). The block's weights are looked up once, and
         under autocast the stacked experts are cast once.
         """
-        ffn = self.block.ffn
-        if isinstance(ffn, MoEFFN):
-            ffn.hold_cast()
-        try:
-            trust = pieces.Trust(unmodified=True, device=direct(h))
-            block = self.block.function(trust, cos_sin, mask, rows)
-            return self._loop(h, e, loops, lambda x, t: block(x, first + t), rows is not None)
-        finally:
-            if isinstance(ffn, MoEFFN):
-                ffn.drop_cast()
+
+        def block() -> Block:
+            function = self.block.function(pieces.Trust(unmodified=True, device=direct(h)), cos_sin, mask, rows)
+            return lambda x, t: function(x, first + t)
+
+        return self._loop(h, e, loops, block, rows is not None)
 
     def _loop(
-        self,
-        h: torch.Tensor,
-        e: torch.Tensor,
-        loops: int,
-        block: Callable[[torch.Tensor, int], torch.Tensor],
-        cached: bool,
+        self, h: torch.Tensor, e: torch.Tensor, loops: int, block: Callable[[], Block], cached: bool
     ) -> torch.Tensor:
-        """block(x, t) -> (B, T, dim) in every loop; without a cache until every position has halted."""
+        """Run block() in every loop; without a cache until every position has halted."""
         fused = all(is_unmodified(part) for part in (self.lora, self.injection, self.act, self.norm))
         fused = fused and self.lora.down.bias is None and self.act.halt.bias is not None
-        return (self._loop_fused if fused else self._loop_modules)(h, e, loops, block, cached)
+        run = self._loop_fused if fused else self._loop_modules
+        ffn = self.block.ffn if isinstance(self.block, TransformerBlock) else None
+        if not isinstance(ffn, MoEFFN):
+            return run(h, e, loops, block(), cached)
+        ffn.hold_cast()
+        try:
+            return run(h, e, loops, block(), cached)
+        finally:
+            ffn.drop_cast()
 
     def _params(self) -> LoopParams:
         state = wide(self.lora.B.dtype)
@@ -214,7 +210,7 @@ class RecurrentBlock(nn.Module):
         return LoopParams(*(part.to(state).contiguous() for part in (A, *weights, *heads)))
 
     def _ends(self, t: int, loops: int, cum_p: torch.Tensor, cached: bool) -> bool:
-        """Whether loop t is the last one; that is noted for `observe`."""
+        """Whether loop t is the last one; then the number of loops is recorded for `observe`."""
         ends = t + 1 == loops or (not cached and self._all_halted(cum_p))
         if ends and self.observation is not None:
             self.observation.loops.append(t + 1)
@@ -223,7 +219,7 @@ class RecurrentBlock(nn.Module):
     def _all_halted(self, cum_p: torch.Tensor) -> bool:
         return not torch.compiler.is_compiling() and bool((cum_p >= self.cfg.act_threshold).all())
 
-    def _loop_fused(self, h, e, loops, block, cached) -> torch.Tensor:
+    def _loop_fused(self, h: torch.Tensor, e: torch.Tensor, loops: int, block: Block, cached: bool) -> torch.Tensor:
         eps = self.norm.eps
         first = loop_index_embedding(h, 0, self.loop_dim)
         x, _ = ops.rms_norm_add(first, e, self.norm.weight, eps, dtype=e.dtype)
@@ -238,7 +234,7 @@ class RecurrentBlock(nn.Module):
                 break
         return state.output()
 
-    def _loop_modules(self, h, e, loops, block, cached) -> torch.Tensor:
+    def _loop_modules(self, h: torch.Tensor, e: torch.Tensor, loops: int, block: Block, cached: bool) -> torch.Tensor:
         threshold = self.cfg.act_threshold
         cum_p = torch.zeros(h.shape[:-1], dtype=wide(h.dtype), device=h.device)
         h_out = torch.zeros(h.shape, dtype=cum_p.dtype, device=h.device)
