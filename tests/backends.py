@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from openmythos import dispatch
-from openmythos.backends import library
-from openmythos.backends.triton import rows as rows_of_triton
+from openmythos.backends import library, triton
 from tests.emulated import emulator
 
 ISA_ORDER = ("avx2", "avx512", "avx512bf16")
@@ -83,7 +82,7 @@ class Row(NamedTuple):
 
 def can_emulate() -> bool:
     """Whether Triton's kernels can be executed as gfx1151 code here."""
-    return rows_of_triton.missing() is None and not rows_of_triton.INTERPRETED and emulator.missing() is None
+    return triton.missing() is None and not triton.INTERPRETED and emulator.missing() is None
 
 
 def rows(op: str, device: str = "cpu") -> list:

@@ -10,7 +10,6 @@ from openmythos import reference
 from openmythos.backends.calls import as_rows, loop_step, loop_step_, mla_attention, rms_norm, rms_norm_add
 from openmythos.backends.flat import register_experts, register_flat
 from openmythos.backends.library import missing
-from openmythos.dispatch import register
 
 native = torch.ops.openmythos_native
 DTYPES = (torch.float32, torch.bfloat16)
@@ -198,9 +197,7 @@ def _step_in_place_supports(h, e, block_out, h_out, cum_p, *rest) -> str | None:
 
 
 register_flat("linear", "cpp", _linear, device="cpu", supports=_linear_supports)
-register("linear", "torch", lambda call: reference.linear(*call), device="cpu")
 register_flat("swiglu", "cpp", _swiglu, device="cpu", supports=_swiglu_supports)
-register("swiglu", "torch", lambda call: reference.swiglu(*call), device="cpu")
 register_flat("rope", "cpp", _rope, device="cpu", supports=_rope_supports)
 register_flat("rope_append_", "cpp", _append, device="cpu", supports=_append_supports)
 register_flat("rms_norm", "cpp", rms_norm, device="cpu", supports=_norm_supports)

@@ -8,16 +8,23 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import sdpa
-from openmythos.backends.triton import mla_attention as backend
-from openmythos.backends.triton import rows
+from openmythos.backends import triton as backend
+from openmythos.backends.torch import flash_attention
+from openmythos.ops.mla_attention import MlaAttention, MlaAttentionBackward
 from tests.ops.cases import check_outputs, each_dtype, randn
 from tests.ops.test_mla_attention import CAUSAL, FORMS, attention_inputs, paged
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
-    rows.missing() is not None or not rows.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1"
+    backend.missing() is not None or not backend.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1"
 )
+
+
+def run(form: str, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """The launcher of this form on the arguments of its op."""
+    from openmythos.triton_kernels import mla_attention
+
+    return getattr(mla_attention, f"mla_{form}")(MlaAttention(*args))
 
 
 @each_dtype
@@ -28,30 +35,29 @@ def test_segments_of_a_long_context(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, causal: bool, pages: bool, form: str
 ) -> None:
     """With room for one tile of keys at a time, every tile is a segment."""
-    from openmythos.triton_kernels.mla_attention import decode, mla_attention, prefill, wide
+    from openmythos.triton_kernels.mla_attention import absorbed, absorbed_wide, decompressed
 
-    monkeypatch.setattr(wide, "WORKSPACE", 1)
-    monkeypatch.setattr(prefill, "WORKSPACE", 1)
-    monkeypatch.setattr(decode, "WIDEST", 16)
+    monkeypatch.setattr(absorbed_wide, "WORKSPACE", 1)
+    monkeypatch.setattr(decompressed, "WORKSPACE", 1)
+    monkeypatch.setattr(absorbed, "WIDEST", 16)
     args = attention_inputs(3, 5, 333, 3, (13, 6, 37, 17), dtype)
     lengths = torch.tensor([333, 140, 0])
     name = "absorbed" if form == "wide" else form
     inputs, table = paged(args, lengths.tolist(), 16, 2**30) if pages else (args, None)
-    found = mla_attention(*inputs, 0.2, causal, lengths, table, name)
+    found = run(name, *inputs, 0.2, causal, lengths, table)
     plain = getattr(reference, f"mla_{name}")(*args, 0.2, causal, lengths, None)
     truth = getattr(reference, f"mla_{name}")(*(part.double() for part in args), 0.2, causal, lengths, None)
     for output, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(output, mine, true, other, dtype)
 
 
-def launched(arch: str, *args: object) -> list[Any]:
+def launched(arch: str, form: str, *args: object) -> list[Any]:
     """The launches of a call on meta tensors, none of which runs."""
     from openmythos.triton_kernels.launch import TARGETS, executing
-    from openmythos.triton_kernels.mla_attention import mla_attention
 
     found = []
     with executing(TARGETS[arch], found.append):
-        mla_attention(*args)
+        run(form, *args)
     return found
 
 
@@ -69,14 +75,13 @@ ARCHS = pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx1151"])
 def test_segments_times_shares_stay_within_the_combination(
     monkeypatch: pytest.MonkeyPatch, arch: str, dtype: torch.dtype
 ) -> None:
-    from openmythos.triton_kernels.mla_attention import wide
+    from openmythos.triton_kernels.mla_attention import absorbed_wide
     from openmythos.triton_kernels.mla_attention.tiles import MAX_SPLITS
 
-    monkeypatch.setattr(wide, "WORKSPACE", 1)
+    monkeypatch.setattr(absorbed_wide, "WORKSPACE", 1)
     for total in (1, 63, 64, 65, 1023, 1025, 2048, 2049, 4095, 8191, 8193, 1_000_003):
-        found = launched(
-            arch, *meta_inputs(1, 1, total, 1, (16, 16, 1024, 16), dtype), 0.2, True, None, None, "absorbed"
-        )
+        args = meta_inputs(1, 1, total, 1, (16, 16, 1024, 16), dtype)
+        found = launched(arch, "absorbed", *args, 0.2, True)
         shares = next(run.args[0].shape[1] for run in found if run.kernel.__name__ == "_mla_combine_kernel")
         assert 1 <= shares <= MAX_SPLITS, total
         assert all(min(run.grid) > 0 for run in found), total
@@ -84,12 +89,12 @@ def test_segments_times_shares_stay_within_the_combination(
 
 def test_a_key_more_than_the_segments_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 tiles of 32 keys and one key: tiles two by two, not 65 segments."""
-    from openmythos.triton_kernels.mla_attention import decode, mla_attention, wide
+    from openmythos.triton_kernels.mla_attention import absorbed, absorbed_wide
 
-    monkeypatch.setattr(wide, "WORKSPACE", 1)
-    monkeypatch.setattr(decode, "WIDEST", 16)
+    monkeypatch.setattr(absorbed_wide, "WORKSPACE", 1)
+    monkeypatch.setattr(absorbed, "WIDEST", 16)
     args = attention_inputs(1, 1, 64 * 32 + 1, 1, (13, 6, 37, 17))
-    found = mla_attention(*args, 0.2, True, None, None, "absorbed")
+    found = run("absorbed", *args, 0.2, True)
     check_outputs("mla_attention", found, reference.mla_decompressed, (*args, 0.2, True), torch.float32)
 
 
@@ -100,14 +105,14 @@ def test_grids_fit_what_a_launch_takes(arch: str, form: str, dc: int) -> None:
     """CUDA counts 2**31 - 1 blocks in the first dimension and 65535 in the others."""
     for batch, new, total, heads in ((1, 2**21, 2**21, 1), (65535, 33, 64, 2), (1, 1, 2**24, 1), (1, 2, 64, 32767)):
         args = meta_inputs(batch, new, total, heads, (64, 32, dc, 64), torch.bfloat16)
-        for run in launched(arch, *args, 0.2, True, None, None, form):
+        for run in launched(arch, form, *args, 0.2, True):
             assert run.grid[0] < 2**31, run
             assert all(count <= 65535 for count in run.grid[1:]), run
 
 
 def test_a_segment_of_keys_and_values_has_less_than_2_gib() -> None:
     args = meta_inputs(128, 16, 4096, 32, (128, 64, 512, 128), torch.bfloat16)
-    runs = launched("gfx1151", *args, 0.2, True, None, None, "decompressed")
+    runs = launched("gfx1151", "decompressed", *args, 0.2, True)
     assert len(runs) > 1
     assert all(run.args[2].untyped_storage().nbytes() < 2**31 for run in runs)
 
@@ -125,30 +130,30 @@ def apart(x: torch.Tensor, axis: int, distance: int) -> torch.Tensor:
 @pytest.mark.parametrize("form", ["absorbed", "wide", "decompressed"])
 @pytest.mark.parametrize("axis", [1, 2], ids=["tokens", "heads"])
 def test_queries_that_lie_gigabytes_apart(monkeypatch: pytest.MonkeyPatch, form: str, axis: int) -> None:
-    from openmythos.triton_kernels.mla_attention import decode, mla_attention
+    from openmythos.triton_kernels.mla_attention import absorbed
 
     if form == "wide":
-        monkeypatch.setattr(decode, "WIDEST", 16)
+        monkeypatch.setattr(absorbed, "WIDEST", 16)
     form = "decompressed" if form == "decompressed" else "absorbed"
     args = attention_inputs(1, 3, 40, 3, (13, 6, 37, 17), torch.float16)
     far = [*(apart(part, axis, 2**30) for part in args[:2]), *args[2:]]
-    tail = (0.2, True, None, None, form)
-    for mine, other in zip(mla_attention(*far, *tail), mla_attention(*args, *tail), strict=True):
+    tail = (0.2, True)
+    for mine, other in zip(run(form, *far, *tail), run(form, *args, *tail), strict=True):
         assert torch.equal(mine, other)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["absorbed", "wide"])
 def test_rows_of_the_cache_as_far_apart_as_is_served(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    from openmythos.triton_kernels.mla_attention import decode, mla_attention
+    from openmythos.triton_kernels.mla_attention import absorbed
 
     if form == "wide":
-        monkeypatch.setattr(decode, "WIDEST", 16)
+        monkeypatch.setattr(absorbed, "WIDEST", 16)
     args = attention_inputs(1, 1, 131, 3, (13, 6, 37, 17), torch.float16)
     far = [*args[:2], *(apart(part, 1, backend.MAX_STRIDE - 1) for part in args[2:4]), *args[4:]]
-    tail = (0.2, True, None, None, "absorbed")
-    assert backend._supports(*far, *tail) is None
-    for mine, other in zip(mla_attention(*far, *tail), mla_attention(*args, *tail), strict=True):
+    tail, form = (0.2, True), "absorbed"
+    assert backend._mla(MlaAttention(*far, *tail)) is None
+    for mine, other in zip(run(form, *far, *tail), run(form, *args, *tail), strict=True):
         assert torch.equal(mine, other)
 
 
@@ -164,12 +169,10 @@ def test_no_tile_has_more_rows_than_refusals_count_with(arch: str) -> None:
 
 @FORMS
 def test_weights_that_are_not_halves_of_one_tensor(form: str) -> None:
-    from openmythos.triton_kernels.mla_attention import mla_attention
-
     args = attention_inputs(2, 3, 33, 3, (13, 6, 37, 17))
     apart = [*args[:4], *(weight.clone() for weight in args[4:])]
-    tail = (0.2, True, None, None, form)
-    for mine, other in zip(mla_attention(*args, *tail), mla_attention(*apart, *tail), strict=True):
+    tail = (0.2, True)
+    for mine, other in zip(run(form, *args, *tail), run(form, *apart, *tail), strict=True):
         assert torch.equal(mine, other)
 
 
@@ -201,7 +204,7 @@ NAMES = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
 
 def refusal(dims: tuple = (13, 6, 37, 17), table: torch.Tensor | None = None, **changes: torch.Tensor) -> str | None:
     args = dict(zip(NAMES, attention_inputs(1, 1, 32, 3, dims), strict=True)) | changes
-    return backend._supports(*args.values(), 0.2, True, None, table, "absorbed")
+    return backend._mla(MlaAttention(*args.values(), 0.2, True, None, table))
 
 
 def test_refusals_name_their_reason() -> None:
@@ -237,21 +240,22 @@ def test_rows_too_far_apart_are_refused() -> None:
     for place, name in ((0, "q_nope"), (1, "q_rope"), (3, "k_rope")):
         changed = [*args]
         changed[place] = meta(args[place].shape, (1, far, *args[place].stride()[2:]))
-        assert f"rows of {name} " in backend._backward_supports(out, *changed, out, lse, 0.2, True)
-    assert "rows of grad " in backend._backward_supports(meta(out.shape, (1, far, 17, 1)), *args, out, lse, 0.2, True)
+        assert f"rows of {name} " in backend._mla_backward(MlaAttentionBackward(out, *changed, out, lse, 0.2, True))
+    strided = meta(out.shape, (1, far, 17, 1))
+    assert "rows of grad " in backend._mla_backward(MlaAttentionBackward(strided, *args, out, lse, 0.2, True))
 
 
 def test_strided_lengths_are_refused() -> None:
     lengths = torch.tensor([3, 0, 5, 0])[::2]
     args = attention_inputs(2, 1, 32, 3, (13, 6, 37, 17))
-    assert "seq_lens" in backend._supports(*args, 0.2, True, lengths, None, "absorbed")
+    assert "seq_lens" in backend._mla(MlaAttention(*args, 0.2, True, lengths))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("new", "total", "causal"), [(65, 65, True), (7, 65, False), (1, 65, True)])
 def test_flash_attention_of_torch(dtype: torch.dtype, new: int, total: int, causal: bool) -> None:
     args = attention_inputs(2, new, total, 3, (96, 32, 131, 47), dtype)
-    found = sdpa.attend(*args, 0.11, causal)
+    found = flash_attention(MlaAttention(*args, 0.11, causal))
     plain = reference.mla_decompressed(*args, 0.11, causal)
     truth = reference.mla_decompressed(*(part.double() for part in args), 0.11, causal)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):

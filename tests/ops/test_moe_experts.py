@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from openmythos import dispatch, ops, reference
-from openmythos.backends import grouped_mm
-from openmythos.backends.triton.rows import INTERPRETED
+from openmythos.backends.torch import grouped_experts
+from openmythos.backends.triton import INTERPRETED
+from openmythos.ops.moe import MoeExperts
 from tests.backends import Row, each_row
 from tests.ops.cases import check_outputs, check_repeatable, check_row, each_dtype, listed, randn, strided
 from tests.tolerances import assert_close, errors
@@ -239,7 +240,9 @@ def test_grouped_mm(size: tuple[int, ...]) -> None:
     if any(width % 8 for width in size[1:3]):
         pytest.skip("grouped_mm needs strides of 16 bytes")
     args = experts(*size, torch.bfloat16)
-    check_outputs("grouped_mm", [grouped_mm.moe_experts(*args)], reference.moe_experts, args, torch.bfloat16)
+    check_outputs(
+        "grouped_mm", [grouped_experts(MoeExperts.from_flat(*args))], reference.moe_experts, args, torch.bfloat16
+    )
 
 
 def public(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *stacks: torch.Tensor) -> torch.Tensor:

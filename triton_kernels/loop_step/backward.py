@@ -9,7 +9,7 @@ programs that each own a block of columns (wide.py).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -17,9 +17,13 @@ import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+from openmythos.triton_kernels.loop_step.backward_wide import wide_backward
 from openmythos.triton_kernels.loop_step.forward import with_lora
 from openmythos.triton_kernels.loop_step.gradients import lora_gradients, parameter_sums, row_sums
 from openmythos.triton_kernels.loop_step.parts import (
+    Gradients,
+    Outputs,
+    depth_of,
     embedding,
     halting_gradients,
     load_row,
@@ -28,7 +32,9 @@ from openmythos.triton_kernels.loop_step.parts import (
     lora_inside,
     store_row,
 )
-from openmythos.triton_kernels.loop_step.wide import wide_backward
+
+if TYPE_CHECKING:
+    from openmythos.ops.loop_step import LoopParams, LoopStepBackward
 
 # Columns of a row that are held in registers beside four sums.
 WIDEST = 2048
@@ -169,20 +175,6 @@ class _Workspace(NamedTuple):
         return cls(buffer, parts.view(programs, 4, width), logit[:rows], low, scaled)
 
 
-class Outputs(NamedTuple):
-    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it.
-
-    Without LoRA `new` is block_out's gradient, in its dtype. With it the sums over rows need what reaches the delta,
-    in float32: taken from block_out's gradient by subtraction it would lose digits.
-    """
-
-    h: torch.Tensor
-    e: torch.Tensor
-    block: torch.Tensor | None
-    new: torch.Tensor
-    cum: torch.Tensor
-
-
 def _contiguous(x: torch.Tensor) -> torch.Tensor:
     # autograd hands over expanded gradients, whose last stride is 0
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -192,30 +184,34 @@ def _bytes(*rows: torch.Tensor) -> int:
     return min(part.element_size() for part in rows)
 
 
-def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, lora: bool, out: Outputs) -> _Workspace:
-    """Gradients of rows into `out`; returns what those of the parameters are made of."""
-    A, B, down, scale, up, halt_w, halt_b, norm_w = params
+def _fused(
+    grads: Gradients, call: LoopStepBackward, params: LoopParams, x: torch.Tensor, lora: bool, out: Outputs
+) -> _Workspace:
+    """Gradients of rows into `out`; returns what those of the parameters are summed from."""
+    h, e = call.h, call.e
     (rows, width), target = h.shape, target_of(h)
-    rank = down.shape[0] if lora else 0
-    chosen = config("loop_step_backward", target, width=width, bytes=_bytes(h, e, block_out))
+    rank = params.lora_down.shape[0] if lora else 0
+    chosen = config("loop_step_backward", target, width=width, bytes=_bytes(h, e, x))
     programs = min(rows, PROGRAMS * target.processors)
     work = _Workspace.empty(programs, width, rows, rank, h.device)
-    table = embedding(loop_dim, h.device, t + 1)
-    matrices = (down, scale, up) if lora else (None, None, None)
+    table = embedding(call.loop_dim, h.device, call.t + 1)
+    matrices = (params.lora_down, params.lora_scale, params.lora_b) if lora else (None, None, None)
+    heads = (params.halt_w, params.halt_b, params.norm_w)
+    settings = (call.t, params.lora_scale.shape[0] - 1, call.threshold, call.eps, call.loop_dim)
     launch(
         _loop_step_backward_kernel,
         (programs,),
-        *(*grads, h, e, block_out, cum_p, A, B, *matrices, halt_w, halt_b, norm_w, table),
-        *(*out, work.buffer, rows, rank, t, scale.shape[0] - 1, threshold, eps, loop_dim),
+        *(*grads, h, e, x, call.cum_p.contiguous(), params.A, params.B, *matrices, *heads, table),
+        *(*out, work.buffer, rows, rank, *settings),
         WIDTH=width,
-        GRAD_H_STRIDE=grads[0].stride(0),
-        GRAD_OUT_STRIDE=grads[1].stride(0),
-        GRAD_NEXT_STRIDE=0 if grads[3] is None else grads[3].stride(0),
+        GRAD_H_STRIDE=grads.h.stride(0),
+        GRAD_OUT_STRIDE=grads.h_out.stride(0),
+        GRAD_NEXT_STRIDE=0 if grads.x_next is None else grads.x_next.stride(0),
         H_STRIDE=h.stride(0),
         E_STRIDE=e.stride(0),
-        BLOCK_STRIDE=block_out.stride(0),
+        BLOCK_STRIDE=x.stride(0),
         LORA=lora,
-        NEXT=norm_w is not None,
+        NEXT=params.norm_w is not None,
         BLOCK=triton.next_power_of_2(width),
         **chosen.constexprs,
         options=chosen.options,
@@ -223,55 +219,59 @@ def _fused(grads, h, e, block_out, cum_p, params, t, threshold, eps, loop_dim, l
     return work
 
 
-def loop_step_backward(grad_h, grad_out, grad_p, grad_next, h, e, block_out, cum_p, *rest) -> tuple[torch.Tensor, ...]:
-    """Gradients for h, e, block_out, cum_p and the eight parameters, in their dtypes; empty for no norm_w."""
-    t, threshold, eps, loop_dim = rest[8:]
-    params = [None if part is None else part.contiguous() for part in rest[:8]]
-    A, B, down, scale, up, halt_w, halt_b, norm_w = params
-    t, cum_p = t.contiguous() if isinstance(t, torch.Tensor) else t, cum_p.contiguous()
+def loop_step_backward(call: LoopStepBackward) -> tuple[torch.Tensor, ...]:
+    """Gradients for h, e, block_out, cum_p and the parameters, in their dtypes; empty for no norm_w."""
+    params, h, block_out, t = call.params.contiguous(), call.h, call.block_out, depth_of(call)
     rows, width = h.shape
-    rank = down.shape[0]
-    grads = [_contiguous(grad_h), _contiguous(grad_out), grad_p.contiguous(), None]
-    if norm_w is not None:
-        grads[3] = _contiguous(grad_next)
+    rank, last = params.lora_down.shape[0], params.norm_w is None
+    grads = Gradients(
+        h=_contiguous(call.grad_h),
+        h_out=_contiguous(call.grad_out),
+        cum_p=call.grad_p.contiguous(),
+        x_next=None if last else _contiguous(call.grad_next),
+    )
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=h.device)
 
-    widest = 0 if isinstance(t, torch.Tensor) else WIDEST
+    widest = WIDEST if call.t_rows is None else 0
     inside = rank > 0 and lora_inside(rows, width, rank, widest)
     out = Outputs(
         h=empty(rows, width, dtype=h.dtype),
-        e=empty(rows, width, dtype=e.dtype),
+        e=empty(rows, width, dtype=call.e.dtype),
         block=empty(rows, width, dtype=block_out.dtype) if inside else None,
         new=empty(rows, width, dtype=block_out.dtype if rank == 0 else torch.float32),
         cum=empty(rows),
     )
     x = block_out
     if rank > 0 and not inside:
-        x, low, row_scale = with_lora(block_out, down, scale, up, t)
-    vectors = (A, B, halt_w, norm_w)
+        x, low, row_scale = with_lora(block_out, params, t)
     if width > widest:
-        parts, logit = wide_backward(grads, h, e, x, cum_p, vectors, halt_b, t, threshold, eps, loop_dim, out)
+        parts, logit = wide_backward(grads, call, params, x, out)
     else:
-        work = _fused(grads, h, e, x, cum_p, params, t, threshold, eps, loop_dim, inside, out)
+        work = _fused(grads, call, params, x, inside, out)
         parts, logit = work.parts, work.logit
-    of_vectors = [None if part is None else torch.empty_like(part) for part in vectors]
-    parameter_sums(parts, of_vectors)
+    vectors = params._replace(lora_down=None, lora_scale=None, lora_b=None, halt_b=None)
+    found = vectors._replace(**{name: torch.empty_like(v) for name, v in vectors._asdict().items() if v is not None})
+    parameter_sums(parts, [found.A, found.B, found.halt_w, found.norm_w])
 
     if rank == 0:
         block, low, scaled = out.new, None, None
-        lora = torch.empty_like(down), torch.empty_like(up)
+        lora_down, lora_b = torch.empty_like(params.lora_down), torch.empty_like(params.lora_b)
     elif inside:
         block, low, scaled = out.block, work.low, work.scaled
-        lora = lora_gradients(block_out, out.new, low, scaled, scale, down, t)
+        lora_down, lora_b = lora_gradients(block_out, out.new, low, scaled, params, t)
     else:
-        scaled = torch.mm(out.new, up.float().T)
+        scaled = torch.mm(out.new, params.lora_b.float().T)
         low_grad = scaled * row_scale
-        block = torch.addmm(out.new, low_grad, down.float()).to(block_out.dtype)
-        lora = torch.mm(low_grad.T, block_out.float()), torch.mm((low * row_scale).T, out.new)
-    of_scale, of_halt_b = row_sums(low, scaled, logit, scale, halt_b, t)
-    of_A, of_B, of_halt_w, of_norm_w = of_vectors
-    of_down, of_up = lora[0].to(down.dtype), lora[1].to(up.dtype)
-    last = empty(0) if of_norm_w is None else of_norm_w
-    return out.h, out.e, block, out.cum, of_A, of_B, of_down, of_scale, of_up, of_halt_w, of_halt_b, last
+        block = torch.addmm(out.new, low_grad, params.lora_down.float()).to(block_out.dtype)
+        lora_down, lora_b = torch.mm(low_grad.T, block_out.float()), torch.mm((low * row_scale).T, out.new)
+    lora_scale, halt_b = row_sums(low, scaled, logit, params, t)
+    found = found._replace(
+        lora_down=lora_down.to(params.lora_down.dtype),
+        lora_scale=lora_scale,
+        lora_b=lora_b.to(params.lora_b.dtype),
+        halt_b=halt_b,
+        norm_w=empty(0) if last else found.norm_w,
+    )
+    return out.h, out.e, block, out.cum, *found

@@ -7,6 +7,8 @@ rows of a tile.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ import triton.language as tl
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
 from openmythos.triton_kernels.loop_step.parts import (
+    depth_of,
     embedding,
     frequencies,
     halting,
@@ -26,6 +29,9 @@ from openmythos.triton_kernels.loop_step.parts import (
     store_rows,
     update,
 )
+
+if TYPE_CHECKING:
+    from openmythos.ops.loop_step import LoopParams, LoopStep, LoopStepInPlace
 
 # Columns of a row that are held in registers; wider rows are read a second time, from the L2 cache.
 WIDEST = 8192
@@ -178,58 +184,65 @@ def _loop_step_wide_kernel(
 
 
 def with_lora(
-    block_out: torch.Tensor, down: torch.Tensor, scale: torch.Tensor, up: torch.Tensor, t: int | torch.Tensor
+    block_out: torch.Tensor, params: LoopParams, t: int | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x = block_out + (low * scale) up with low = block_out down^T, by two float32 products of torch's; low; scale."""
-    x, scale = block_out.float(), scale_rows(scale.float(), t)
-    low = torch.mm(x, down.float().T)
-    return torch.addmm(x, low * scale, up.float()), low, scale
+    """x = block_out + (low * scale) lora_b with low = block_out lora_down^T, by two float32 products; low; scale."""
+    x, scale = block_out.float(), scale_rows(params.lora_scale.float(), t)
+    low = torch.mm(x, params.lora_down.float().T)
+    return torch.addmm(x, low * scale, params.lora_b.float()), low, scale
 
 
-def _step(h, e, block_out, h_out, cum_p, params, t, threshold, eps, loop_dim, new_h, new_out, new_cum, following):
-    A, B, down, scale, up, *heads = (None if part is None else part.contiguous() for part in params)
-    rows, width = h.shape
-    rank = down.shape[0]
+class _Outputs(NamedTuple):
+    h: torch.Tensor
+    h_out: torch.Tensor
+    cum_p: torch.Tensor
+    x_next: torch.Tensor | None
+
+
+def _step(call: LoopStep | LoopStepInPlace, out: _Outputs) -> None:
+    params, block_out, t = call.params.contiguous(), call.block_out, depth_of(call)
+    rows, width = call.h.shape
+    rank = params.lora_down.shape[0]
     lora = rank > 0 and lora_inside(rows, width, rank, WIDEST)
     if rank > 0 and not lora and rows > 0:
-        block_out = with_lora(block_out, down, scale, up, t)[0]
-    per_row = isinstance(t, torch.Tensor)
-    table = frequencies(loop_dim, h.device) if per_row else embedding(loop_dim, h.device, t + 1)
-    strides = [part.stride(0) for part in (h, e, block_out, h_out, new_h, new_out)]
-    strides.append(0 if following is None else following.stride(0))
-    state = (h, e, block_out, h_out, cum_p, A, B)
-    outputs = (table, t.contiguous() if per_row else None, new_h, new_out, new_cum, following)
-    rest = (threshold, eps, loop_dim, *strides)
-    depth = 0 if per_row else t
-    constexprs = {"PER_ROW": per_row, "NEXT": following is not None}
+        block_out, _, _ = with_lora(block_out, params, t)
+    per_row = call.t_rows is not None
+    table = frequencies(call.loop_dim, call.h.device) if per_row else embedding(call.loop_dim, call.h.device, t + 1)
+    strides = [part.stride(0) for part in (call.h, call.e, block_out, call.h_out, out.h, out.h_out)]
+    strides.append(0 if out.x_next is None else out.x_next.stride(0))
+    state = (call.h, call.e, block_out, call.h_out, call.cum_p.contiguous(), params.A, params.B)
+    heads = (params.halt_w, params.halt_b, params.norm_w)
+    outputs = (table, t if per_row else None, *out)
+    settings = (call.threshold, call.eps, call.loop_dim, *strides)
+    constexprs = {"PER_ROW": per_row, "NEXT": out.x_next is not None}
     if width > WIDEST:
-        chosen = config("loop_step_wide", target_of(h))
+        chosen = config("loop_step_wide", target_of(call.h))
         grid = (triton.cdiv(rows, chosen.constexprs["ROWS"]),)
         constexprs |= chosen.constexprs
-        args = (*state, *heads, *outputs, rows, width, depth, *rest)
+        args = (*state, *heads, *outputs, rows, width, call.t, *settings)
         launch(_loop_step_wide_kernel, grid, *args, **constexprs, options=chosen.options)
         return
-    chosen = config("loop_step", target_of(h), width=width, rows=rows)
+    chosen = config("loop_step", target_of(call.h), width=width, rows=rows)
     grid = (triton.cdiv(rows, chosen.constexprs["ROWS"]),)
     constexprs |= {"LORA": lora, "BLOCK": triton.next_power_of_2(width), **chosen.constexprs}
-    matrices = (down, scale, up) if lora else (None, None, None)
-    args = (*state, *matrices, *heads, *outputs, rows, width, rank if lora else 0, depth, scale.shape[0] - 1, *rest)
+    matrices = (params.lora_down, params.lora_scale, params.lora_b) if lora else (None, None, None)
+    sizes = (rows, width, rank if lora else 0, call.t, params.lora_scale.shape[0] - 1)
+    args = (*state, *matrices, *heads, *outputs, *sizes, *settings)
     launch(_loop_step_kernel, grid, *args, **constexprs, options=chosen.options)
 
 
-def loop_step(h, e, block_out, h_out, cum_p, *rest) -> tuple[torch.Tensor, ...]:
-    """The new h, h_out and cum_p and the next block input; arguments and dtypes as the op's, empty without norm_w."""
-    params, tail = rest[:8], rest[8:]
+def loop_step(call: LoopStep) -> tuple[torch.Tensor, ...]:
+    """The new h, h_out and cum_p and the next block input, which is empty without norm_w."""
+    h, e = call.h, call.e
     new_h = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    new_out = torch.empty(h.shape, dtype=torch.float32, device=h.device)
-    new_cum = torch.empty(cum_p.shape, dtype=torch.float32, device=h.device)
-    following = torch.empty(h.shape if params[7] is not None else (0,), dtype=e.dtype, device=h.device)
-    written = following if params[7] is not None else None
-    _step(h, e, block_out, h_out, cum_p.contiguous(), params, *tail, new_h, new_out, new_cum, written)
-    return new_h, new_out, new_cum, following
+    new_h_out = torch.empty(h.shape, dtype=torch.float32, device=h.device)
+    new_cum_p = torch.empty(call.cum_p.shape, dtype=torch.float32, device=h.device)
+    last = call.norm_w is None
+    x_next = torch.empty((0,) if last else h.shape, dtype=e.dtype, device=h.device)
+    _step(call, _Outputs(new_h, new_h_out, new_cum_p, None if last else x_next))
+    return new_h, new_h_out, new_cum_p, x_next
 
 
-def loop_step_(h, e, block_out, h_out, cum_p, *rest) -> None:
+def loop_step_(call: LoopStepInPlace) -> None:
     """`loop_step` in place: h, h_out, cum_p (contiguous) and x_next, which may be block_out itself."""
-    params, x_next, tail = rest[:8], rest[8], rest[9:]
-    _step(h, e, block_out, h_out, cum_p, params, *tail, h, h_out, cum_p, x_next)
+    _step(call, _Outputs(call.h, call.h_out, call.cum_p, call.x_next))

@@ -6,12 +6,17 @@ the low-rank delta, N x D each.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+
+if TYPE_CHECKING:
+    from openmythos.ops.loop_step import LoopParams
 
 # Columns of one program that adds up parts, and elements of a tile of per-row values.
 COLUMNS, TILE = 128, 8192
@@ -155,12 +160,20 @@ def parameter_sums(parts: torch.Tensor, outputs: list[torch.Tensor | None]) -> N
     )
 
 
-def lora_gradients(block_out, grad, low, scaled_grad, scale, down, t) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of down and up, (r, D) float32.
+def lora_gradients(
+    block_out: torch.Tensor,
+    grad: torch.Tensor,
+    low: torch.Tensor,
+    scaled_grad: torch.Tensor,
+    params: LoopParams,
+    t: int | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of lora_down and lora_b, (r, D) float32.
 
-    grad (N, D) float32 is the gradient that reached the delta; low and scaled_grad (N, r) are block_out down^T, and
-    the gradient of low * scale.
+    grad (N, D) float32 is the gradient of the delta; low and scaled_grad (N, r) are block_out lora_down^T, and the
+    gradient of low * scale.
     """
+    down, scale = params.lora_down, params.lora_scale
     n_rows, width = block_out.shape
     rank, target = down.shape[0], target_of(block_out)
     chosen = config("loop_step_lora", target)
@@ -183,8 +196,15 @@ def lora_gradients(block_out, grad, low, scaled_grad, scale, down, t) -> tuple[t
     return outputs[0], outputs[1]
 
 
-def row_sums(low, scaled_grad, logit_grad, scale, halt_b, t) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the LoRA scales (L, r) and of the halting bias (1), in their dtypes."""
+def row_sums(
+    low: torch.Tensor | None,
+    scaled_grad: torch.Tensor | None,
+    logit_grad: torch.Tensor,
+    params: LoopParams,
+    t: int | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of lora_scale (L, r) and halt_b (1), in their dtypes."""
+    scale, halt_b = params.lora_scale, params.halt_b
     loops, rank = scale.shape
     per_row = isinstance(t, torch.Tensor)
     scale_grad = torch.empty(scale.shape, dtype=scale.dtype, device=scale.device)

@@ -6,10 +6,14 @@ A program holds whole rows in registers: [ROWS, BLOCK], columns past the width a
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from openmythos.ops.loop_step import LoopStep, LoopStepBackward, LoopStepInPlace
 
 # The LoRA matrices are read once for each tile of rows. Up to INSIDE elements a matrix they stay in the nearest cache
 # (two of 96 KB), so that reading them again costs nothing beside the rows; with few rows anything up to INSIDE_FEW
@@ -18,6 +22,29 @@ INSIDE, INSIDE_FEW, FEW = 3 * 2**13, 2**17, 64
 THETA = 10000.0
 # Loop indices in one table of embeddings.
 DEPTHS = 64
+
+
+class Gradients(NamedTuple):
+    """The gradients of the step's results; that of x_next is None on the last loop."""
+
+    h: torch.Tensor
+    h_out: torch.Tensor
+    cum_p: torch.Tensor
+    x_next: torch.Tensor | None
+
+
+class Outputs(NamedTuple):
+    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it.
+
+    Without LoRA `new` is block_out's gradient, in its dtype. With LoRA the parameters' sums need the gradient of the
+    delta in float32; subtracting it from block_out's gradient would lose digits.
+    """
+
+    h: torch.Tensor
+    e: torch.Tensor
+    block: torch.Tensor | None
+    new: torch.Tensor
+    cum: torch.Tensor
 
 
 def lora_inside(rows: int, width: int, rank: int, widest: int) -> bool:
@@ -49,6 +76,11 @@ def _embeddings(loop_dim: int, device: torch.device, block: int) -> torch.Tensor
 def embedding(loop_dim: int, device: torch.device, t: int) -> torch.Tensor:
     """[sin | cos] of loop index t, at least (loop_dim) float32: a row of a table that the first such step makes."""
     return _embeddings(loop_dim, device, t // DEPTHS)[t % DEPTHS]
+
+
+def depth_of(call: LoopStep | LoopStepInPlace | LoopStepBackward) -> int | torch.Tensor:
+    """The loop of every row, or each row's own (N)."""
+    return call.t if call.t_rows is None else call.t_rows.contiguous()
 
 
 def scale_rows(lora_scale: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:

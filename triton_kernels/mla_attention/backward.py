@@ -7,6 +7,8 @@ gradients of the latent and of both projections are matrix products with dK and 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,9 @@ import triton.language as tl
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
 from openmythos.triton_kernels.mla_attention.decompress import joint_weight, product
+
+if TYPE_CHECKING:
+    from openmythos.ops.mla_attention import MlaAttentionBackward
 from openmythos.triton_kernels.mla_attention.tiles import dot_rows, load_tile, pieces, rope_piece, store_tile
 
 
@@ -209,29 +214,18 @@ def _mla_backward_keys_kernel(
     store_tile(p_dk_rope + o_row * DR, b_dkr * scale, m_out, 0, R, DR)
 
 
-def mla_attention_backward(
-    grad: torch.Tensor,
-    q_nope: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    w_uk: torch.Tensor,
-    w_uv: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
+def mla_attention_backward(call: MlaAttentionBackward) -> tuple[torch.Tensor, ...]:
     """Gradients of (q_nope, q_rope, latent, k_rope, w_uk, w_uv), from out and lse of the forward.
 
     Shapes as in openmythos.ops.mla_attention; the gradients are contiguous, in the dtypes of their tensors.
     """
+    grad, q_nope, q_rope, latent, k_rope = call.grad, call.q_nope, call.q_rope, call.latent, call.k_rope
+    w_uk, w_uv, seq_lens = call.w_uk, call.w_uv, call.seq_lens
     batch, new, heads, dn = q_nope.shape
     total, dc, dv, dr = latent.shape[1], latent.shape[2], w_uv.shape[1], k_rope.shape[2]
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
-    lse = lse.contiguous()
+    lse = call.lse.contiguous()
     if seq_lens is not None:
         # rows past a sequence's length may hold anything, and 0 times that is not always 0
         inside = torch.arange(total, device=latent.device)[None, :] < seq_lens[:, None]
@@ -247,22 +241,22 @@ def mla_attention_backward(
     dboth, dk_heads = empty(batch, total, heads, dn + dv), empty(batch, total, heads, dr)
     (n0, n1), (v0, v1) = pieces(dn), pieces(dv)
     shared = {"DN": dn, "DR": dr, "DV": dv, "N0": n0, "N1": n1, "R": rope_piece(dr), "V0": v0, "V1": v1}
-    shared["CAUSAL"] = causal
+    shared["CAUSAL"] = call.causal
     strides = (
         *grad.stride()[:3], *q_nope.stride()[:3], *q_rope.stride()[:3], *both.stride()[:3], *k_rope.stride()[:2],
     )  # fmt: skip
     inputs = (grad, q_nope, q_rope, both, both[..., dn:], k_rope, seq_lens)
-    sizes = {"size": latent.element_size(), "width": dn + dr, "full": int(not causal)}
+    sizes = {"size": latent.element_size(), "width": dn + dr, "full": int(not call.causal)}
     queries = config("mla_backward_queries", target_of(latent), **sizes)
     launch(
         _mla_backward_queries_kernel, (triton.cdiv(new, queries.constexprs["BLOCK_M"]), heads, batch), *inputs,
-        out.contiguous(), lse, delta, dq, dq_rope, scale, total, new, heads, dn, dv, *strides, **shared,
+        call.out.contiguous(), lse, delta, dq, dq_rope, call.scale, total, new, heads, dn, dv, *strides, **shared,
         **queries.constexprs, options=queries.options,
     )  # fmt: skip
     keys = config("mla_backward_keys", target_of(latent), **sizes)
     launch(
         _mla_backward_keys_kernel, (triton.cdiv(total, keys.constexprs["BLOCK_N"]), heads, batch), *inputs, lse, delta,
-        dboth, dboth[..., dn:], dk_heads, scale, total, new, heads, dn, dv, *strides, **shared, **keys.constexprs,
+        dboth, dboth[..., dn:], dk_heads, call.scale, total, new, heads, dn, dv, *strides, **shared, **keys.constexprs,
         options=keys.options,
     )  # fmt: skip
     rows = dboth.view(batch * total, heads * (dn + dv))

@@ -11,16 +11,21 @@ column tile, d_x gathered from packed rows, and an expert without rows gets zero
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch
-from openmythos.triton_kernels.moe.experts import down_product, gate_up, programs, tile_config
 from openmythos.triton_kernels.moe.gather_sum import gather_sum
+from openmythos.triton_kernels.moe.grouped import down_product, gate_up, programs, tile_config
 from openmythos.triton_kernels.moe.sort import Sorted, sort_by_expert
 from openmythos.triton_kernels.moe.tiles import multiplied, scheduled
+
+if TYPE_CHECKING:
+    from openmythos.ops.moe import MoeExpertsBackward
 
 
 @triton.jit
@@ -206,16 +211,10 @@ def _weight_grad(
     )
 
 
-def moe_experts_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up_weights: torch.Tensor,
-    down: torch.Tensor,
-    hidden: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weights, gate_up and down; hidden (N, k, 2, I): gate and up of every slot, None: recompute."""
+def moe_experts_backward(call: MoeExpertsBackward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, weights, gate_up and down; gate x and up x are `hidden`, or recomputed where it is None."""
+    grad, x, ids, weights, hidden = call.grad, call.x, call.ids, call.weights, call.hidden
+    gate_up_weights, down = call.experts.gate_up, call.experts.down
     rows, columns = x.shape
     slots, k = ids.numel(), ids.shape[1]
     experts, _, width = down.shape
@@ -227,7 +226,7 @@ def moe_experts_backward(
             gate_up_weights.new_zeros(gate_up_weights.shape),
             down.new_zeros(down.shape),
         )
-    # autograd hands over expanded gradients, whose last stride is 0
+    # An expanded gradient from autograd has a last stride of 0.
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     _, _, block_m = tile_config(x, slots, gate_up_weights)
     found = sort_by_expert(ids, experts, block_m)

@@ -6,12 +6,17 @@ Counting: N*E logits are read once and k selections cost k reductions over E num
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+
+if TYPE_CHECKING:
+    from openmythos.ops.moe import MoeRoute, MoeRouteBackward
 
 # below the image of every float, so that an expert that is already chosen, or none, never wins
 _TAKEN = tl.constexpr(-(2**31))
@@ -109,10 +114,9 @@ def _moe_route_backward_kernel(
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-def moe_route(
-    logits: torch.Tensor, bias: torch.Tensor | None, k: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def moe_route(call: MoeRoute) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """logits (N, E), bias (E), last strides 1 -> ids (N, k) int32, weights (N, k) float32, counts (E) int32."""
+    logits, k = call.logits, call.k
     rows, experts = logits.shape
     ids = torch.empty((rows, k), dtype=torch.int32, device=logits.device)
     weights = torch.empty((rows, k), dtype=torch.float32, device=logits.device)
@@ -123,7 +127,7 @@ def moe_route(
     launch(
         _moe_route_kernel,
         (programs,),
-        *(logits, bias, ids, weights, counts, rows, experts, logits.stride(0)),
+        *(logits, call.bias, ids, weights, counts, rows, experts, logits.stride(0)),
         options=chosen.options,
         K=k,
         K_BLOCK=triton.next_power_of_2(k),
@@ -134,17 +138,16 @@ def moe_route(
     return ids, weights, counts
 
 
-def moe_route_backward(
-    grad: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, n_experts: int, dtype: torch.dtype
-) -> torch.Tensor:
+def moe_route_backward(call: MoeRouteBackward) -> torch.Tensor:
     """d logits (N, E) in `dtype`: weights * (grad - sum(grad * weights)) at the chosen ids, zero elsewhere."""
+    grad, ids, n_experts = call.grad, call.ids, call.n_experts
     rows, k = ids.shape
-    out = torch.empty((rows, n_experts), dtype=dtype, device=grad.device)
+    out = torch.empty((rows, n_experts), dtype=call.dtype, device=grad.device)
     chosen = config("moe_route", target_of(grad), experts=n_experts, rows=rows)
     launch(
         _moe_route_backward_kernel,
         (triton.cdiv(rows, chosen.constexprs["ROWS"]),),
-        *(grad.contiguous(), ids.contiguous(), weights.contiguous(), out, rows, n_experts),
+        *(grad.contiguous(), ids.contiguous(), call.weights.contiguous(), out, rows, n_experts),
         options=chosen.options,
         K=k,
         K_BLOCK=triton.next_power_of_2(k),

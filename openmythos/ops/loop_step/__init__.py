@@ -26,6 +26,14 @@ class LoopParams(NamedTuple):
     halt_b: torch.Tensor
     norm_w: torch.Tensor | None
 
+    def contiguous(self) -> LoopParams:
+        """The same parameters, each contiguous."""
+        return LoopParams(*(None if part is None else part.contiguous() for part in self))
+
+
+def _params(call: LoopStep | LoopStepInPlace | LoopStepBackward) -> LoopParams:
+    return LoopParams(*(getattr(call, name) for name in LoopParams._fields))
+
 
 def param_shapes(width: int, rank: int, loops: int) -> LoopParams:
     """The shape of every parameter: rows of `width` columns, LoRA matrices of `rank`, a scale for `loops` loops."""
@@ -58,6 +66,8 @@ class LoopStep(NamedTuple):
     eps: float
     loop_dim: int
 
+    params = property(_params, doc="The fields of LoopParams.")
+
 
 class LoopStepInPlace(NamedTuple):
     """`LoopStep` that updates h, h_out and cum_p and writes the next block input to x_next (N, D)."""
@@ -81,6 +91,8 @@ class LoopStepInPlace(NamedTuple):
     eps: float
     loop_dim: int
     x_next: torch.Tensor | None
+
+    params = property(_params, doc="The fields of LoopParams.")
 
 
 class LoopStepBackward(NamedTuple):
@@ -107,6 +119,8 @@ class LoopStepBackward(NamedTuple):
     threshold: float
     eps: float
     loop_dim: int
+
+    params = property(_params, doc="The fields of LoopParams.")
 
 
 # The fields that loop_step_backward returns gradients of, in this order.

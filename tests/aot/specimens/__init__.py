@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 
+from openmythos import dispatch
+
 
 class Specimen(NamedTuple):
     """One call at a real and at a small size.
@@ -41,6 +43,12 @@ class Specimen(NamedTuple):
     real: tuple
     small: tuple
     dtype: torch.dtype
+
+
+def by_arguments(op: str, launch: Callable) -> Callable:
+    """`launch`, which takes the typed call of `op`, as a function of the op's arguments."""
+    build = dispatch.builder(op)
+    return lambda *args: launch(build(*args))
 
 
 def large(x: torch.Tensor) -> torch.Tensor:

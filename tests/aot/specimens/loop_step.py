@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from openmythos import reference
 from openmythos.triton_kernels import loop_step
-from tests.aot.specimens import Specimen
+from tests.aot.specimens import Specimen, by_arguments
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 LOOPS, THRESHOLD, EPS = 16, 0.9, 1e-6
@@ -21,9 +20,11 @@ def _inputs(width: int, rank: int, dtype: torch.dtype, depth: int | None, last: 
     state += [normal(rows, width), 1.2 * torch.rand(rows, device=device)]
     lora = (normal(rank, width) * width**-0.5, normal(LOOPS, rank), normal(rank, width) * 0.3)
     heads = (normal(width) * width**-0.5, normal(1) - 1, None if last else 1 + 0.2 * normal(width))
-    t = torch.randint(0, 2 * LOOPS, (rows,), dtype=torch.int32, device=device) if depth is None else depth
+    t, t_rows = depth or 0, None
+    if depth is None:
+        t_rows = torch.randint(0, 2 * LOOPS, (rows,), dtype=torch.int32, device=device)
     vectors = torch.rand(width, device=device), 0.3 * normal(width)
-    return *state, *vectors, *lora, *heads, t, THRESHOLD, EPS, width // 8
+    return *state, *vectors, *lora, *heads, t, t_rows, THRESHOLD, EPS, width // 8
 
 
 def _backward_inputs(*args: object) -> tuple:
@@ -32,22 +33,11 @@ def _backward_inputs(*args: object) -> tuple:
     return *grads, h, e, block_out, cum_p, *rest
 
 
-def _by_depth(function: Callable, place: int) -> Callable:
-    """`function` of t and t_rows as one of a loop index, an int or one a row, at this place of the arguments."""
-
-    def call(*args: object) -> tuple[torch.Tensor, ...]:
-        t = args[place]
-        both = (0, t) if isinstance(t, torch.Tensor) else (t, None)
-        return function(*args[:place], *both, *args[place + 1 :])
-
-    return call
-
-
 OPS = {
-    "loop_step": (loop_step.loop_step, _by_depth(reference.loop_step, 13), _inputs),
+    "loop_step": (by_arguments("loop_step", loop_step.loop_step), reference.loop_step, _inputs),
     "loop_step_backward": (
-        loop_step.loop_step_backward,
-        _by_depth(reference.loop_step_backward, 16),
+        by_arguments("loop_step_backward", loop_step.loop_step_backward),
+        reference.loop_step_backward,
         _backward_inputs,
     ),
 }

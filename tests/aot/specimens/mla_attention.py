@@ -9,8 +9,8 @@ import torch
 
 from openmythos import reference
 from openmythos.triton_kernels import mla_attention as kernels
-from openmythos.triton_kernels.mla_attention import prefill
-from tests.aot.specimens import Specimen, large
+from openmythos.triton_kernels.mla_attention import decompressed
+from tests.aot.specimens import Specimen, by_arguments, large
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 PAGE = 64
@@ -76,12 +76,17 @@ def _backward(ragged: bool, dims: tuple, dtype: torch.dtype, causal: bool, devic
     return torch.randn(out.shape, device=device).to(dtype), *inputs[:6], out, lse, *inputs[6:]
 
 
+ABSORBED = by_arguments("mla_absorbed", kernels.mla_absorbed)
+DECOMPRESSED = by_arguments("mla_decompressed", kernels.mla_decompressed)
+BACKWARD = by_arguments("mla_attention_backward", kernels.mla_attention_backward)
+
+
 def _in_three_segments(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
     """Prefill with room for a third of the keys and values."""
     latent, w_uk, w_uv = args[2], args[4], args[5]
     row = latent.shape[0] * w_uk.shape[0] * (w_uk.shape[1] + w_uv.shape[1]) * latent.element_size()
-    with mock.patch.object(prefill, "WORKSPACE", -(-latent.shape[1] // 3) * row):
-        return kernels.mla_prefill(*args)
+    with mock.patch.object(decompressed, "WORKSPACE", -(-latent.shape[1] // 3) * row):
+        return DECOMPRESSED(*args)
 
 
 DECODE = (1, 1, 4096)
@@ -99,12 +104,12 @@ def _specimen(
     if kind == "huge-pages":
         inputs = partial(_paged, huge=True)
     call, truth = {
-        "decode": (kernels.mla_decode, reference.mla_absorbed),
+        "decode": (ABSORBED, reference.mla_absorbed),
         "segments": (_in_three_segments, reference.mla_decompressed),
-    }.get(what, (kernels.mla_prefill, reference.mla_decompressed))
+    }.get(what, (DECOMPRESSED, reference.mla_decompressed))
     if what.endswith("backward"):
         inputs = partial(_backward, kind == "ragged")
-        call, truth = kernels.mla_attention_backward, reference.mla_attention_backward
+        call, truth = BACKWARD, reference.mla_attention_backward
     tokens = 1 if what == "decode" else 37
     small = (2, min(size[1] + 1, tokens), 128, 3) if "page" in kind else (2, min(size[1] + 1, tokens), 97, 3)
     shape = "x".join(map(str, (*size, heads)))

@@ -13,7 +13,7 @@ import torch
 
 from openmythos import reference
 from openmythos.triton_kernels import moe
-from tests.aot.specimens import Specimen, large
+from tests.aot.specimens import Specimen, by_arguments, large
 from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
@@ -88,8 +88,12 @@ def _backward(keep: bool, real: Shape, dtype: torch.dtype, device: str, rows: in
     return grad, *args, hidden
 
 
+EXPERTS = by_arguments("moe_experts", moe.moe_experts)
+BACKWARD = by_arguments("moe_experts_backward", moe.moe_experts_backward)
+
+
 def _with_shared(*args: torch.Tensor) -> torch.Tensor:
-    return moe.moe_experts(*args[:ROUTED], triples(args))
+    return EXPERTS(*args[:ROUTED], triples(args))
 
 
 def _recomputed(*args: object) -> tuple[torch.Tensor, ...]:
@@ -99,9 +103,9 @@ def _recomputed(*args: object) -> tuple[torch.Tensor, ...]:
 
 CALLS: dict[str, tuple[Callable, Callable, Callable]] = {
     "experts": (_with_shared, routed_and_shared, _experts),
-    "hidden": (moe.moe_experts_hidden, reference.moe_experts_hidden, _experts),
-    "backward": (moe.moe_experts_backward, _recomputed, partial(_backward, True)),
-    "backward-recomputed": (moe.moe_experts_backward, _recomputed, partial(_backward, False)),
+    "hidden": (by_arguments("moe_experts_hidden", moe.moe_experts_hidden), reference.moe_experts_hidden, _experts),
+    "backward": (BACKWARD, _recomputed, partial(_backward, True)),
+    "backward-recomputed": (BACKWARD, _recomputed, partial(_backward, False)),
 }
 
 
@@ -111,7 +115,7 @@ def _specimen(what: str, shape: str, dtype: torch.dtype, rows: int = 8192, share
     small = ONE_ROW.get(shape, small) if rows == 1 else small
     real, small = (part._replace(shared=shared) for part in (real, small))
     name = f"moe/{what}/{shape}/{rows}{'-shared' * bool(shared)}/{str(dtype).removeprefix('torch.')}"
-    few = rows if rows <= moe.decode.MAX_ROWS else 37
+    few = rows if rows <= moe.streamed.MAX_ROWS else 37
     return Specimen(name, call, truth, partial(inputs, real, dtype), (rows, *real), (few, *small), dtype)
 
 
@@ -127,8 +131,12 @@ def _route_grad(experts: int, k: int, dtype: torch.dtype, device: str, rows: int
 
 def _route(what: str, experts: int, k: int, dtype: torch.dtype, rows: int = 8192) -> Specimen:
     call, truth, inputs = {
-        "route": (moe.moe_route, reference.moe_route, _logits),
-        "route_backward": (moe.moe_route_backward, reference.moe_route_backward, _route_grad),
+        "route": (by_arguments("moe_route", moe.moe_route), reference.moe_route, _logits),
+        "route_backward": (
+            by_arguments("moe_route_backward", moe.moe_route_backward),
+            reference.moe_route_backward,
+            _route_grad,
+        ),
     }[what]
     name = f"moe/{what}/{experts}-{k}/{rows}/{str(dtype).removeprefix('torch.')}"
     return Specimen(name, call, truth, partial(inputs, experts, k, dtype), (rows,), (min(rows, 37),), dtype)

@@ -8,7 +8,7 @@ import torch
 
 from openmythos import reference
 from openmythos.triton_kernels import rms_norm
-from tests.aot.specimens import Specimen
+from tests.aot.specimens import Specimen, by_arguments
 
 EPS = 1e-6
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
@@ -30,9 +30,13 @@ def _backward(width: int, x: torch.dtype, weight: torch.dtype, device: str, rows
 
 
 OPS = {
-    "rms_norm": (rms_norm.rms_norm, reference.rms_norm, _norm),
-    "rms_norm_add": (rms_norm.rms_norm_add, reference.rms_norm_add, _norm_add),
-    "rms_norm_backward": (rms_norm.rms_norm_backward, reference.rms_norm_backward, _backward),
+    "rms_norm": (by_arguments("rms_norm", rms_norm.rms_norm), reference.rms_norm, _norm),
+    "rms_norm_add": (by_arguments("rms_norm_add", rms_norm.rms_norm_add), reference.rms_norm_add, _norm_add),
+    "rms_norm_backward": (
+        by_arguments("rms_norm_backward", rms_norm.rms_norm_backward),
+        reference.rms_norm_backward,
+        _backward,
+    ),
 }
 
 

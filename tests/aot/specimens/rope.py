@@ -8,7 +8,7 @@ import torch
 
 from openmythos import reference
 from openmythos.triton_kernels import rope
-from tests.aot.specimens import Specimen
+from tests.aot.specimens import Specimen, by_arguments
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 DTYPES = (FLOAT, BFLOAT, HALF)
@@ -50,7 +50,9 @@ def _appended(call, down, weight, cos_sin, rows, position, eps) -> torch.Tensor:
     return cache
 
 
-append, append_reference = partial(_appended, rope.rope_append_), partial(_appended, reference.rope_append_)
+ROTATE = by_arguments("rope", rope.rope)
+append = partial(_appended, by_arguments("rope_append_", rope.rope_append_))
+append_reference = partial(_appended, reference.rope_append_)
 
 
 def _name(*parts: object) -> str:
@@ -60,12 +62,20 @@ def _name(*parts: object) -> str:
 def _rope(heads: int, width: int, dtype: torch.dtype, inverse: bool = False) -> Specimen:
     name = _name("rope", f"{heads}x{width}{'-inverse' if inverse else ''}", dtype)
     make = partial(_heads, heads, width, inverse, dtype)
-    return Specimen(name, rope.rope, reference.rope, make, (2, 4096), (2, 3), dtype)
+    return Specimen(name, ROTATE, reference.rope, make, (2, 4096), (2, 3), dtype)
 
 
 def _rope_key(latent: int, width: int, dtype: torch.dtype) -> Specimen:
     name = _name("rope", f"key-{latent}-{width}", dtype)
-    return Specimen(name, rope.rope, reference.rope, partial(_key, latent, width, dtype), (2, 4096), (2, 3), dtype)
+    return Specimen(
+        name,
+        by_arguments("rope", rope.rope),
+        reference.rope,
+        partial(_key, latent, width, dtype),
+        (2, 4096),
+        (2, 3),
+        dtype,
+    )
 
 
 def _append(latent: int, width: int, dtype: torch.dtype, placed: bool = True) -> Specimen:

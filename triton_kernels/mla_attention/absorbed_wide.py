@@ -1,12 +1,14 @@
-"""The middle of the absorbed form for latents too wide to accumulate in registers (1024 in the largest models).
+"""Absorbed attention over latents too wide to accumulate in registers (1024 in the largest models).
 
-64 rows of a 1024 wide float32 accumulator are all registers of an SM, and cutting its columns over programs computes
-the scores once a cut. So: one launch writes the softmax numerators, each tile of keys relative to its own maximum; one
-multiplies them with the latent. Both are plain matrix products at full speed. The latent is read twice, which at these
-head counts (96 and 128) is hidden behind the products.
+A float32 accumulator of 64 rows and 1024 columns fills the registers of an SM, and splitting its columns over programs
+would compute the scores once for each. One launch writes the softmax numerators, each tile of keys relative to its own
+maximum; a second multiplies them by the latent. Both are plain matrix products. The latent is read twice; at these
+head counts (96 and 128) the products hide it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -24,6 +26,9 @@ from openmythos.triton_kernels.mla_attention.tiles import (
     sequence_strides,
     split_count,
 )
+
+if TYPE_CHECKING:
+    from openmythos.ops.mla_attention import MlaAttention
 
 # bytes of numerators in memory at a time; more keys than fit are attended to in segments
 WORKSPACE = 1 << 28
@@ -86,7 +91,7 @@ def _mla_values_kernel(
     all_splits, latent_b, latent_s, table_b,
     DC: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Numerators times BLOCK_C columns of the latent over one share of the keys, and the share's logsumexp."""
+    """Numerators times BLOCK_C columns of the latent over one split of the keys, and the split's logsumexp."""
     i_batch = tl.program_id(2).to(tl.int64)
     i_split, splits = tl.program_id(1), tl.num_programs(1)
     blocks: tl.constexpr = (DC + BLOCK_C - 1) // BLOCK_C
@@ -136,20 +141,12 @@ def _mla_values_kernel(
         tl.store(p_part + o_part[:, None] * DC + o_c[None, :], b_o, mask=m_r[:, None] & m_c[None, :])
 
 
-def wide_shares(
-    q: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None,
-    block_table: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Folded queries (B, T, H, dc) -> shares (B, splits, T H, dc) of the result and their logsumexp."""
+def wide_split_attention(q: torch.Tensor, call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """Folded queries (B, T, H, dc) -> each split's result (B, splits, T H, dc) and its logsumexp."""
+    q_rope, latent, k_rope = call.q_rope, call.latent, call.k_rope
+    seq_lens, block_table, total = call.seq_lens, call.block_table, call.total
     batch, new, heads, dc = q.shape
     page = 0 if block_table is None else latent.shape[1]
-    total = latent.shape[1] if block_table is None else block_table.shape[1] * page
     table_stride = 0 if block_table is None else block_table.stride(0)
     rows, target, size = new * heads, target_of(latent), latent.element_size()
     scores = config("mla_scores", target, size=size, rows=rows)
@@ -162,7 +159,7 @@ def wide_shares(
     blocks = triton.cdiv(rows, block["BLOCK_M"]) * triton.cdiv(dc, block["BLOCK_C"])
     splits = split_count(batch * blocks, segment, programs * target.processors, least_keys)
     splits = min(splits, MAX_SPLITS // segments)
-    # a numerator is at most 1: float16 is exact enough for both 16-bit dtypes, bfloat16 would round twice
+    # A numerator is at most 1, so float16 serves both 16-bit dtypes; bfloat16 would round it more.
     kind = torch.float16 if size == 2 else torch.float32
     numerator = torch.empty((batch, rows, segment), dtype=kind, device=q.device)
     maxima = torch.empty((batch, tiles, rows), dtype=torch.float32, device=q.device)
@@ -174,9 +171,9 @@ def wide_shares(
         begin, end = i * segment, min(i * segment + segment, total)
         launch(
             _mla_scores_kernel, score_grid, q, q_rope, latent, k_rope, seq_lens, block_table, numerator, maxima, sums,
-            scale * LOG2E, begin, end, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
+            call.scale * LOG2E, begin, end, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
             *sequence_strides(k_rope), table_stride, DC=dc, DR=k_rope.shape[2], R=rope_piece(k_rope.shape[2]),
-            CAUSAL=causal, PAGE=page, **scores.constexprs, options=scores.options,
+            CAUSAL=call.causal, PAGE=page, **scores.constexprs, options=scores.options,
         )  # fmt: skip
         launch(
             _mla_values_kernel, (blocks, splits, batch), latent, seq_lens, block_table, numerator, maxima, sums, part,

@@ -6,6 +6,8 @@ with a residual, 4 + 2 backward. A program takes one wide row or several narrow 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,9 @@ import triton.language as tl
 from openmythos.triton_kernels.column_sum import column_sum
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+
+if TYPE_CHECKING:
+    from openmythos.ops.rms_norm import RmsNorm, RmsNormAdd, RmsNormBackward
 
 # Wider rows leave the backward kernel too few registers beside the weight's gradient.
 BACKWARD_BLOCK = 8192
@@ -132,23 +137,21 @@ def _forward(
     return out, total
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+def rms_norm(call: RmsNorm) -> torch.Tensor:
     """x (..., D) with a last stride of 1, weight (D) -> (..., D) in `dtype`, else the wider of x's and weight's."""
-    return _forward(x, None, weight, eps, dtype)[0]
+    out, _ = _forward(call.x, None, call.weight, call.eps, call.dtype)
+    return out
 
 
-def rms_norm_add(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm_add(call: RmsNormAdd) -> tuple[torch.Tensor, torch.Tensor]:
     """rms_norm of s = x + residual, and s in their promoted dtype."""
-    return _forward(x, residual, weight, eps, dtype)
+    return _forward(call.x, call.residual, call.weight, call.eps, call.dtype)
 
 
-def rms_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm_backward(call: RmsNormBackward) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients for x and weight, in their dtypes."""
-    # autograd hands over expanded gradients, whose last stride is 0
+    grad, x, weight, eps = call.grad, call.x, call.weight, call.eps
+    # An expanded gradient from autograd has a last stride of 0.
     outer, rows = _rows(grad if grad.stride(-1) == 1 else grad.contiguous()), _rows(x)
     n_rows, width = rows.shape
     target = target_of(x)

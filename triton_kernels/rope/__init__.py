@@ -6,12 +6,17 @@ written once, at 16 bits 4 bytes an element, and the table of angles comes from 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+
+if TYPE_CHECKING:
+    from openmythos.ops.rope import Rope, RopeAppend
 
 
 @triton.jit
@@ -101,8 +106,9 @@ def _rope_append_kernel(
     tl.store(p_key_rows + o_cache + o_r, b_turned.to(p_key_rows.dtype.element_ty), mask=mask)
 
 
-def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+def rope(call: Rope) -> torch.Tensor:
     """x (B, T, H, d) with a last stride of 1, cos_sin (T, d/2, 2) float32 -> (B, T, H, d) in x's dtype, contiguous."""
+    x = call.x
     batch, tokens, heads, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     chosen = config("rope", target_of(x), width=width)
@@ -110,9 +116,9 @@ def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch
     launch(
         _rope_kernel,
         (triton.cdiv(n_rows, chosen.constexprs["ROWS"]),),
-        *(x, cos_sin.contiguous(), out, n_rows, tokens, heads, *x.stride()[:3]),
+        *(x, call.cos_sin.contiguous(), out, n_rows, tokens, heads, *x.stride()[:3]),
         WIDTH=width,
-        INVERSE=inverse,
+        INVERSE=call.inverse,
         BLOCK=max(triton.next_power_of_2(width), 2),
         **chosen.constexprs,
         options=chosen.options,
@@ -120,25 +126,20 @@ def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch
     return out
 
 
-def rope_append_(
-    down: torch.Tensor,
-    weight: torch.Tensor,
-    cos_sin: torch.Tensor,
-    rows: torch.Tensor,
-    position: torch.Tensor | None,
-    eps: float,
-) -> None:
-    """Arguments as the op's; down's and rows' last strides are 1."""
+def rope_append_(call: RopeAppend) -> None:
+    """Write new rows of the cache; the last strides of down and cache_rows are 1."""
+    down, cache_rows, position = call.down, call.cache_rows, call.position
     batch, tokens, width = down.shape
-    latent = weight.shape[0]
+    latent = call.weight.shape[0]
     chosen = config("rope_append", target_of(down), width=latent)
     n_rows = batch * tokens
     launch(
         _rope_append_kernel,
         (triton.cdiv(n_rows, chosen.constexprs["ROWS"]),),
-        *(down, down[..., latent:], weight, cos_sin.contiguous(), position, rows, rows[..., latent:]),
-        *(n_rows, tokens, eps, *down.stride()[:2]),
-        *(0 if position is None else position.stride(0), *rows.stride()[:2]),
+        *(down, down[..., latent:], call.weight, call.cos_sin.contiguous(), position),
+        *(cache_rows, cache_rows[..., latent:]),
+        *(n_rows, tokens, call.eps, *down.stride()[:2]),
+        *(0 if position is None else position.stride(0), *cache_rows.stride()[:2]),
         LATENT=latent,
         ROPE=width - latent,
         PLACED=position is not None,

@@ -7,12 +7,15 @@ and project through w_uv.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
+from openmythos.triton_kernels.mla_attention.absorbed_wide import wide_split_attention
 from openmythos.triton_kernels.mla_attention.tiles import (
     LOG2E,
     MAX_SPLITS,
@@ -26,7 +29,9 @@ from openmythos.triton_kernels.mla_attention.tiles import (
     split_count,
     store_tile,
 )
-from openmythos.triton_kernels.mla_attention.wide import wide_shares
+
+if TYPE_CHECKING:
+    from openmythos.ops.mla_attention import MlaAttention
 
 # the widest latent whose accumulator fits the registers
 WIDEST = 512
@@ -65,7 +70,7 @@ def _mla_decode_kernel(
     CAUSAL: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows (token, head) against one share of the keys: its part of the output, and its logsumexp.
+    """A block of rows (token, head) over one split of the keys: its part of the output, and its logsumexp.
 
     CHUNK 0 keeps the queries and takes the values from the key tile that is already there. Otherwise the scores are
     summed over chunks of the latent, the queries' chunk read again for each tile: for machines whose registers cannot
@@ -147,10 +152,10 @@ def _mla_combine_kernel(
     DC: tl.constexpr, DV: tl.constexpr, MOST: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The shares of BLOCK_R tokens of one head, weighted by their logsumexp, through columns BLOCK_V of w_uv.
+    """The splits of BLOCK_R tokens of one head, weighted by their logsumexp, through columns BLOCK_V of w_uv.
 
-    One token a program reads BLOCK_S shares at once and multiplies without matrix instructions; several tokens a
-    program use them, and read share by share.
+    A program of one token reads BLOCK_S splits at once and multiplies without matrix instructions; a program of
+    several tokens uses them, and reads split by split.
     """
     i_head = tl.program_id(1).to(tl.int64)
     blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
@@ -169,7 +174,7 @@ def _mla_combine_kernel(
     b_scale = 1.0 / tl.where(b_sum == 0.0, 1.0, b_sum)
     p_w += i_head * w_h + o_v * w_v
     o_out = (o_r.to(tl.int64) * heads + i_head) * DV
-    # a share that saw no key has logsumexp -inf, and its part was never written
+    # a split without visible keys has logsumexp -inf, and its part was never written
     if BLOCK_R == 1:
         o_row, one_most, one_scale = tl.sum(o_part, 0), tl.sum(b_most, 0), tl.sum(b_scale, 0)
         b_out = tl.zeros([BLOCK_V], tl.float32)
@@ -223,7 +228,7 @@ def _fold(q_nope: torch.Tensor, w_uk: torch.Tensor) -> torch.Tensor:
 
 
 def _combine(part: torch.Tensor, part_lse: torch.Tensor, w_uv: torch.Tensor, shape: tuple[int, int, int]):
-    """Shares (B, splits, T H, dc) of the result and their logsumexp -> out (B, T, H, dv), lse (B, H, T)."""
+    """Each split's result (B, splits, T H, dc) and logsumexp -> out (B, T, H, dv), lse (B, H, T)."""
     batch, new, heads = shape
     splits, dc, dv = part.shape[1], part.shape[3], w_uv.shape[1]
     out = torch.empty((*shape, dv), dtype=w_uv.dtype, device=part.device)
@@ -238,21 +243,13 @@ def _combine(part: torch.Tensor, part_lse: torch.Tensor, w_uv: torch.Tensor, sha
     return out, lse
 
 
-def _shares(
-    q: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None,
-    block_table: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Folded queries (B, T, H, dc) -> shares (B, splits, T H, dc) of the result and their logsumexp."""
+def _split_attention(q: torch.Tensor, call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """Folded queries (B, T, H, dc) -> each split's result (B, splits, T H, dc) and its logsumexp."""
+    q_rope, latent, k_rope, block_table = call.q_rope, call.latent, call.k_rope, call.block_table
     batch, new, heads, dc = q.shape
     dr = k_rope.shape[2]
     page = 0 if block_table is None else latent.shape[1]
-    total = latent.shape[1] if block_table is None else block_table.shape[1] * page
+    total = call.total
     rows, target = new * heads, target_of(latent)
     (first, second), rope = pieces(dc), rope_piece(dr)
     chosen = config("mla_decode", target, size=latent.element_size(), width=dc, rows=rows, paged=page)
@@ -263,29 +260,17 @@ def _shares(
     part = torch.empty((batch, splits, rows, dc), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((batch, splits, rows), dtype=torch.float32, device=q.device)
     launch(
-        _mla_decode_kernel, (blocks, splits, batch), q, q_rope, latent, k_rope, seq_lens, block_table, part, part_lse,
-        scale * LOG2E, total, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
+        _mla_decode_kernel, (blocks, splits, batch), q, q_rope, latent, k_rope, call.seq_lens, block_table, part,
+        part_lse, call.scale * LOG2E, total, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
         *sequence_strides(k_rope), 0 if block_table is None else block_table.stride(0), DC=dc, DR=dr, C0=first,
-        C1=second, R=rope, CAUSAL=causal, PAGE=page, **block, options=chosen.options,
+        C1=second, R=rope, CAUSAL=call.causal, PAGE=page, **block, options=chosen.options,
     )  # fmt: skip
     return part, part_lse
 
 
-def mla_decode(
-    q_nope: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    w_uk: torch.Tensor,
-    w_uv: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The absorbed form of mla_attention: out (B, T, H, dv) in q_nope's dtype, lse (B, H, T) float32."""
-    batch, new, heads, _ = q_nope.shape
-    q = _fold(q_nope, w_uk)
-    middle = _shares if latent.shape[2] <= WIDEST else wide_shares
-    part, part_lse = middle(q, q_rope, latent, k_rope, scale, causal, seq_lens, block_table)
-    return _combine(part, part_lse, w_uv, (batch, new, heads))
+def mla_absorbed(call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (B, T, H, dv) in q_nope's dtype, lse (B, H, T) float32; the queries are folded through w_uk."""
+    batch, new, heads, _ = call.q_nope.shape
+    attend = _split_attention if call.latent.shape[2] <= WIDEST else wide_split_attention
+    part, part_lse = attend(_fold(call.q_nope, call.w_uk), call)
+    return _combine(part, part_lse, call.w_uv, (batch, new, heads))

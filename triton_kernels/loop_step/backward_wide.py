@@ -5,6 +5,8 @@ Both passes read from memory: 5 + 6 reads and 3 writes of a row. The products wi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +14,8 @@ import triton.language as tl
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
 from openmythos.triton_kernels.loop_step.parts import (
+    Gradients,
+    Outputs,
     embedding,
     frequencies,
     halting_gradients,
@@ -22,6 +26,9 @@ from openmythos.triton_kernels.loop_step.parts import (
     store_rows,
     update,
 )
+
+if TYPE_CHECKING:
+    from openmythos.ops.loop_step import LoopParams, LoopStepBackward
 
 # What the second pass has to know of a row: the step's weight, the logit's gradient, and two numbers of the norm.
 NUMBERS = 4
@@ -174,17 +181,21 @@ def _loop_step_wide_columns_kernel(
     tl.store(p_part + 3 * width, tl.sum(b_norm_sum, axis=0), mask=m_d)
 
 
-def wide_backward(grads, h, e, x, cum_p, vectors, halt_b, t, threshold, eps, loop_dim, out) -> tuple:
+def wide_backward(
+    grads: Gradients, call: LoopStepBackward, params: LoopParams, x: torch.Tensor, out: Outputs
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of rows into `out`; returns the parts (P, 4, D) of those of A, B, halt_w, norm_w, and d logit (N).
 
-    grads: of h, h_out, cum_p and the next input; x: block_out with its delta; vectors: A, B, halt_w, norm_w.
+    x: block_out with its delta.
     """
     grad_h, grad_out, grad_p, grad_next = grads
-    A, B, halt_w, norm_w = vectors
+    h, e, cum_p = call.h, call.e, call.cum_p.contiguous()
+    A, B, halt_w, halt_b, norm_w = params.A, params.B, params.halt_w, params.halt_b, params.norm_w
+    threshold, eps, loop_dim = call.threshold, call.eps, call.loop_dim
     (rows, width), target = h.shape, target_of(h)
-    per_row = isinstance(t, torch.Tensor)
-    table = frequencies(loop_dim, h.device) if per_row else embedding(loop_dim, h.device, t + 1)
-    depths, depth = (t, 0) if per_row else (None, t)
+    per_row, depth = call.t_rows is not None, call.t
+    depths = call.t_rows.contiguous() if per_row else None
+    table = frequencies(loop_dim, h.device) if per_row else embedding(loop_dim, h.device, depth + 1)
     logit = torch.empty(rows, dtype=torch.float32, device=h.device)
     numbers = torch.empty((rows, NUMBERS), dtype=torch.float32, device=h.device)
     constexprs = {"PER_ROW": per_row, "NEXT": norm_w is not None}

@@ -1,10 +1,10 @@
-"""moe_experts and moe for a few rows: two launches that read every weight that is needed once, at the speed of memory.
+"""moe_experts for a few rows: two launches that read each needed weight once, at memory bandwidth.
 
-The first slot of each expert leads: its programs serve all rows that chose the expert, and write where their results
-lie. Routing weights are folded into the activations, so that the second product sums over experts by itself: its depth
-is all experts' hidden units side by side. A shared expert is cut into chunks of a routed expert's width, which all
-rows chose with weight 1. There is one row (multiply and add, weights from memory to registers) or they are padded to
-16 (matrix instructions). Nothing is sorted, nothing waits for another program, and sums have one order.
+The programs of an expert's first slot serve all rows that chose the expert and record where they wrote the results.
+Routing weights are folded into the activations, so the second product sums over experts: its depth is the hidden units
+of all experts side by side. A shared expert is cut into chunks of a routed expert's width, which every row chose with
+weight 1. One row is multiplied with FMAs, weights going from memory to registers; more rows are padded to 16 and use
+matrix instructions. Nothing is sorted, no program waits for another, and every sum has a fixed order.
 
 Counting: 3 D I weights for each distinct expert and S k shared chunks, 201 + 101 MB for one row of mythos_1b, 70 us at
 4.3 TB/s; activations are 0.1 MB. A launch in flight holds BLOCK_I * BLOCK_D * 2 weights a program, 4 programs a
@@ -14,14 +14,18 @@ tile, and the grouped kernels read weights as often.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
-from openmythos.triton_kernels.moe.experts import Shared
 from openmythos.triton_kernels.moe.tiles import picked, shared_chunk, swiglu
+
+if TYPE_CHECKING:
+    from openmythos.ops.moe import MoeExperts
 
 MAX_ROWS = 16
 MAX_SLOTS = 256
@@ -300,15 +304,10 @@ def _moe_decode_sum_kernel(
     tl.store(p_out + i_row.to(tl.int64) * columns + o_d, b_sum.to(p_out.dtype.element_ty), mask=o_d < columns)
 
 
-def decode_experts(
-    x: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
-    shared: Shared = (),
-) -> torch.Tensor:
-    """moe_experts plus the shared experts, for 1 to MAX_ROWS rows and at most MAX_SLOTS choices."""
+def streamed_experts(call: MoeExperts) -> torch.Tensor:
+    """Routed and shared experts for 1 to MAX_ROWS rows and at most MAX_SLOTS choices, each weight read once."""
+    x, ids, weights = call.x, call.ids, call.weights
+    gate_up, down, shared = call.experts.gate_up, call.experts.down, call.experts.shared
     rows, depth = x.shape
     experts, columns, width = down.shape
     slots, k = ids.numel(), ids.shape[1]

@@ -6,6 +6,8 @@ contexts are decompressed and attended to segment by segment, the running softma
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,9 @@ from openmythos.triton_kernels.mla_attention.tiles import (
     softmax_step,
     store_tile,
 )
+
+if TYPE_CHECKING:
+    from openmythos.ops.mla_attention import MlaAttention
 
 # bytes of keys and values in memory at a time: from 2 GiB on their offsets take twice the registers on AMD
 WORKSPACE = (1 << 31) - 1
@@ -136,21 +141,12 @@ def _mla_prefill_kernel(
         store_tile(p_row, b_o1 * b_scale, m_m, V0, V1, DV)
 
 
-def mla_prefill(
-    q_nope: torch.Tensor,
-    q_rope: torch.Tensor,
-    latent: torch.Tensor,
-    k_rope: torch.Tensor,
-    w_uk: torch.Tensor,
-    w_uv: torch.Tensor,
-    scale: float,
-    causal: bool,
-    seq_lens: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The decompressed form of mla_attention: out (B, T, H, dv) in q_nope's dtype, lse (B, H, T) float32."""
-    if block_table is not None:
-        latent, k_rope = gather_pages(latent, k_rope, seq_lens, block_table)
+def mla_decompressed(call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (B, T, H, dv) in q_nope's dtype, lse (B, H, T) float32; keys and values are rebuilt by matrix products."""
+    q_nope, q_rope, latent, k_rope = call.q_nope, call.q_rope, call.latent, call.k_rope
+    w_uk, w_uv, seq_lens = call.w_uk, call.w_uv, call.seq_lens
+    if call.block_table is not None:
+        latent, k_rope = gather_pages(latent, k_rope, seq_lens, call.block_table)
     batch, new, heads, dn = q_nope.shape
     total, dv, dr = latent.shape[1], w_uv.shape[1], k_rope.shape[2]
     weight = joint_weight(w_uk, w_uv)
@@ -172,9 +168,9 @@ def mla_prefill(
         both = product(latent[:, begin:end], weight).view(batch, end - begin, heads, dn + dv)
         launch(
             _mla_prefill_kernel, grid, q_nope, q_rope, both, both[..., dn:], k_rope, seq_lens, state, out, lse,
-            scale * LOG2E, begin, end, total, new, heads, dn, *q_nope.stride()[:3], *q_rope.stride()[:3],
+            call.scale * LOG2E, begin, end, total, new, heads, dn, *q_nope.stride()[:3], *q_rope.stride()[:3],
             *both.stride()[:3], k_rope.stride(0), k_rope.stride(1), DN=dn, DR=dr, DV=dv, N0=n0, N1=n1,
-            R=rope_piece(dr), V0=v0, V1=v1, CAUSAL=causal, OPENS=i == 0, CLOSES=i == segments - 1,
+            R=rope_piece(dr), V0=v0, V1=v1, CAUSAL=call.causal, OPENS=i == 0, CLOSES=i == segments - 1,
             **chosen.constexprs, options=chosen.options,
         )  # fmt: skip
     return out, lse

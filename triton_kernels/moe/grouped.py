@@ -11,6 +11,7 @@ writes 2 k N D, the sum reads that again; weights are read once for GROUP row ti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -21,6 +22,9 @@ from openmythos.triton_kernels.launch import Target, launch, target_of
 from openmythos.triton_kernels.moe.gather_sum import gather_sum
 from openmythos.triton_kernels.moe.sort import Sorted, sort_by_expert
 from openmythos.triton_kernels.moe.tiles import multiplied, picked, scheduled, shared_chunk, swiglu
+
+if TYPE_CHECKING:
+    from openmythos.ops.moe import MoeExperts
 
 Shared = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -324,16 +328,10 @@ def down_product(
     )
 
 
-def grouped_experts(
-    x: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up_weights: torch.Tensor,
-    down: torch.Tensor,
-    shared: Shared = (),
-    hidden: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """moe_experts plus the shared experts, for any number of rows; gate and up into hidden (N, k, 2, I) if given."""
+def grouped_experts(call: MoeExperts, hidden: torch.Tensor | None = None) -> torch.Tensor:
+    """Routed and shared experts for any number of rows; writes gate x and up x into hidden (N, k, 2, I) if given."""
+    x, ids, weights = call.x, call.ids, call.weights
+    gate_up_weights, down, shared = call.experts.gate_up, call.experts.down, call.experts.shared
     rows, columns = x.shape
     slots, k = ids.numel(), ids.shape[1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
