@@ -5,12 +5,14 @@
 
 Each revision runs its own benchmarks, and cases are matched by name. A case with a ceiling (a stream, a matrix
 product) is compared by its time over the ceiling's in the same rounds, so that a change of the machine's speed between
-runs cancels out; other cases are compared by their time.
+runs cancels out; other cases are compared by their time. A case is slower when the 95% interval of its ratio lies
+wholly above the threshold.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -31,59 +33,85 @@ THRESHOLD_PERCENT = 10.0
 ORDER = ("base", "head", "head", "base")
 
 
+class Measured(NamedTuple):
+    """The cost of a case in multiples of its floor or in ms, its relative standard error, and the unit."""
+
+    value: float
+    error: float
+    unit: str
+
+
 class Change(NamedTuple):
-    """One case: its cost on both sides, in multiples of its floor or in ms, and the ratio head / base."""
+    """One case: its cost on both sides, the ratio head / base and its 95% interval."""
 
     name: str
     base: float
     head: float
     ratio: float
-    measure: str
+    low: float
+    high: float
+    unit: str
 
 
-def cost(info: dict[str, Any]) -> tuple[float, str]:
-    """The cost of a case: its time over its floor in the same rounds, or milliseconds."""
+def cost(info: dict[str, Any]) -> Measured:
+    """The cost of a case in one run: its time over its floor in the same rounds, or milliseconds."""
+    # the standard error of a median of normal samples, from the distance of the quartiles
+    error = 0.93 * info.get("spread", 0.0) / math.sqrt(info.get("rounds", 1))
     if info.get("fraction_of_floor"):
-        return 1 / info["fraction_of_floor"], "x floor"
-    return milliseconds(info), "ms"
+        return Measured(1 / info["fraction_of_floor"], error, "x floor")
+    return Measured(milliseconds(info), error, "ms")
 
 
-def costs(runs: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
+def costs(runs: list[dict[str, Any]]) -> dict[str, Measured]:
     """The median cost of each case over several runs of one revision."""
-    found: dict[str, list[tuple[float, str]]] = {}
+    found: dict[str, list[Measured]] = {}
     for recorded in runs:
         for entry in recorded["benchmarks"]:
             found.setdefault(short(entry["fullname"]), []).append(cost(entry["extra_info"]))
-    return {name: (statistics.median(value for value, _ in pairs), pairs[0][1]) for name, pairs in found.items()}
+    return {name: _combined(parts) for name, parts in found.items()}
+
+
+def _combined(parts: list[Measured]) -> Measured:
+    """Several runs as one; the error is the larger of those within the runs and between them."""
+    values, count = [part.value for part in parts], len(parts)
+    value = statistics.median(values)
+    within = math.sqrt(sum(part.error**2 for part in parts)) / count
+    between = statistics.stdev(values) / value / math.sqrt(count) if count > 1 else 0.0
+    return Measured(value, max(within, between), parts[0].unit)
 
 
 def changes(base: list[dict[str, Any]], head: list[dict[str, Any]]) -> tuple[list[Change], list[str]]:
     """The cases of both sides, the largest slowdown first, and the names of cases that only one side has."""
     old, new = costs(base), costs(head)
-    both = [name for name in old if name in new and old[name][1] == new[name][1]]
-    found = [Change(name, old[name][0], new[name][0], new[name][0] / old[name][0], new[name][1]) for name in both]
+    both = [name for name in old if name in new and old[name].unit == new[name].unit]
+    found = [_change(name, old[name], new[name]) for name in both]
     return sorted(found, key=lambda change: -change.ratio), sorted(old.keys() ^ new.keys())
 
 
+def _change(name: str, old: Measured, new: Measured) -> Change:
+    ratio, width = new.value / old.value, math.exp(1.96 * math.hypot(old.error, new.error))
+    return Change(name, old.value, new.value, ratio, ratio / width, ratio * width, new.unit)
+
+
 def slower(found: list[Change], threshold: float) -> list[Change]:
-    """Cases that take more than `threshold` percent longer."""
-    return [change for change in found if change.ratio > 1 + threshold / 100]
+    """Cases whose 95% interval is wholly above `threshold` percent."""
+    return [change for change in found if change.low > 1 + threshold / 100]
 
 
 def show(found: list[Change], alone: list[str], threshold: float) -> int:
     """Print the table; returns the exit status, 1 when a case is slower than the threshold allows."""
     table = Table()
-    for column in ("case", "base", "head", "head takes"):
+    for column in ("case", "base", "head", "head takes", "95% interval"):
         table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
+    bad = slower(found, threshold)
     for change in found:
-        style = "red" if change.ratio > 1 + threshold / 100 else "green" if change.ratio < 1 - threshold / 100 else ""
-        cells = (f"{change.base:.3g} {change.measure}", f"{change.head:.3g} {change.measure}", f"{change.ratio:.3f}x")
-        table.add_row(change.name, *cells, style=style)
+        style = "red" if change in bad else "green" if change.high < 1 - threshold / 100 else ""
+        cells = [f"{change.base:.3g} {change.unit}", f"{change.head:.3g} {change.unit}", f"{change.ratio:.3f}x"]
+        table.add_row(change.name, *cells, f"{change.low:.3f} to {change.high:.3f}", style=style)
     console = Console(highlight=False)
     console.print(table)
     if alone:
         console.print(f"Only one side has: {', '.join(alone)}")
-    bad = slower(found, threshold)
     if not found:
         console.print("Nothing to compare.")
         return 1

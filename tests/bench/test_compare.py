@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,18 @@ def test_a_machine_that_is_slower_as_a_whole_is_no_regression() -> None:
 
 def test_runs_of_one_side_are_a_median() -> None:
     runs = [recorded(entry("bare", ms)) for ms in (5.0, 50.0, 6.0)]
-    assert costs(runs) == {"moe decode[bare]": (6.0, "ms")}
+    (found,) = costs(runs).values()
+    assert (found.value, found.unit) == (6.0, "ms")
+
+
+def test_runs_that_differ_widen_the_interval() -> None:
+    """8 and 12 ms are 10 with an error of 20%; 13 ms alone has the error of its own rounds."""
+    quiet = recorded(entry("bare", 13.0))
+    quiet["benchmarks"][0]["extra_info"] |= {"spread": 0.1, "rounds": 25}
+    found, _ = changes([recorded(entry("bare", ms)) for ms in (8.0, 12.0)], [quiet])
+    width = math.exp(1.96 * math.hypot(0.2, 0.93 * 0.1 / 5))
+    assert found[0][3:6] == pytest.approx((1.3, 1.3 / width, 1.3 * width))
+    assert not slower(found, 10)
 
 
 def test_cases_of_one_side_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
