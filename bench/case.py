@@ -158,7 +158,7 @@ def run_case(case: Case, smoke: bool, quoted: bool = False, slowdown: float = 1.
     samplers = {"ours": Sampler(ours, case.inputs)}
     samplers |= {name: Sampler(baseline, case.inputs) for name, baseline in valid.items()}
     streams, products = {}, {}
-    # a short sample of a ceiling beside a long call would depend on the machine's speed at one moment
+    # next to a long call, a short sample of a ceiling would depend on the machine's speed at one moment
     min_seconds = max(SAMPLE_SECONDS, samplers["ours"].sample_seconds / 10)
     if case.stream is not None:
         turns = [case.stream] if isinstance(case.stream, Stream) else [case.stream(i) for i in range(len(case.inputs))]

@@ -1,4 +1,4 @@
-"""What the compilers made of every GPU kernel, and what that leaves room for: `python -m bench.roofline --kernels`.
+"""Resources and occupancy of every compiled GPU kernel: `python -m bench.roofline --kernels`.
 
 Registers, spills and shared memory are read from the golden tables under tests/; nothing here was run on a GPU. The
 other columns follow from them: how many waves fit a multiprocessor (AMD: a workgroup processor), and how many bytes
@@ -26,10 +26,10 @@ class Chip(NamedTuple):
     granule: int
     waves: int
     shared: int
-    reserved: int  # bytes that each block takes besides its own
+    reserved: int  # bytes that the system takes for each block
 
     def resident(self, registers: int, shared: int, threads: int) -> int:
-        """Waves of such blocks that fit."""
+        """The number of waves of such blocks that fit."""
         each = -(-registers // self.granule) * self.granule
         block, own = -(-threads // WAVE), max(shared + self.reserved, 1)
         blocks = PARTITIONS * min(self.waves, self.registers // each) // block
@@ -48,7 +48,7 @@ CHIPS = {
 
 
 class Shape(NamedTuple):
-    """What a C++ kernel's code object does not tell: its threads, its dynamic shared memory, its loads in flight."""
+    """What a code object of C++ kernels does not contain: threads, dynamic shared memory, loads in flight."""
 
     threads: int
     shared: int = 0

@@ -1,4 +1,4 @@
-"""The command `openmythos`: one function a subcommand, listed in `COMMANDS`."""
+"""The command `openmythos`: one function for each subcommand, listed in `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _positive(text: str) -> int:
 
 
 def _doctor(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("doctor", help="what this machine has, and which backend serves which op")
+    parser = commands.add_parser("doctor", help="what this machine has, and which backend serves each op")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
     def run(args: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def _demo(commands: argparse._SubParsersAction) -> None:
 def _plan(commands: argparse._SubParsersAction) -> None:
     from openmythos.config import VARIANTS
 
-    parser = commands.add_parser("plan", help="what fits on a machine, tokens a second at best, how many devices")
+    parser = commands.add_parser("plan", help="what fits on a machine, best tokens a second, number of devices")
     parser.add_argument("variant", choices=[name.removeprefix("mythos_") for name in VARIANTS])
     parser.add_argument("--device", default="here", help="h200, gfx1151, here (measured now) or a name of your own")
     parser.add_argument("--bandwidth", type=float, help="GB/s, instead of the device's")

@@ -173,7 +173,7 @@ def test_rotating_inputs_are_twice_the_last_cache() -> None:
 
 
 def test_disturbed_rounds_are_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host takes half a second away in the second of five rounds, which takes ten times as long."""
+    """Half a second is stolen in the second of five rounds, which takes ten times as long."""
     stolen, turn = [0.0], [0]
 
     def take() -> None:
@@ -188,8 +188,6 @@ def test_disturbed_rounds_are_left_out(clock: Clock, monkeypatch: pytest.MonkeyP
     assert times == pytest.approx([0.01] * 4, rel=1e-4)
 
 
-def test_a_machine_that_is_always_disturbed_is_timed_all_the_same(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_is_always_disturbed_is_still_timed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "stolen_seconds", lambda: clock.now)
     assert len(compare_interleaved({"ours": Sampler(clock.taking(10), [()])}, 5).wall["ours"]) == 5

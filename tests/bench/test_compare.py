@@ -107,7 +107,7 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
     [(None, "No such file"), ("{", "not JSON"), ("{}", "holds no benchmarks")],
     ids=["missing", "damaged", "something else"],
 )
-def test_bad_files_are_sentences(tmp_path: Path, text: str | None, words: str) -> None:
+def test_bad_files_are_named(tmp_path: Path, text: str | None, words: str) -> None:
     file = tmp_path / "run.json"
     if text is not None:
         file.write_text(text)
@@ -115,6 +115,6 @@ def test_bad_files_are_sentences(tmp_path: Path, text: str | None, words: str) -
         main([str(file), str(file)])
 
 
-def test_an_unknown_revision_is_a_sentence() -> None:
+def test_an_unknown_revision_is_named() -> None:
     with pytest.raises(SystemExit, match="--base no-such-revision"):
         main(["--base", "no-such-revision"])

@@ -1,4 +1,4 @@
-"""bench.roofline --kernels: what the golden tables say about each GPU kernel, and what fits a multiprocessor."""
+"""bench.roofline --kernels: resources of each GPU kernel, and its occupancy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_both_kinds_of_table(root: Path) -> None:
     assert triton == ("_k", "sm_90a", 2, 255, 3, 65536, 8, 0)
 
 
-def test_an_unknown_architecture_is_a_sentence(root: Path) -> None:
+def test_an_unknown_architecture_is_named(root: Path) -> None:
     with pytest.raises(ValueError, match="--arch sm_70: known are gfx1151, sm90, sm_90a"):
         kernels.kernels("sm_70", root)
 

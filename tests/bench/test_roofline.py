@@ -38,7 +38,7 @@ def test_tables_of_a_given_machine(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "| moe, 1 row | 302 MB | 302 MFLOP | 1.18 ms | bytes |" in text
 
 
-def test_an_unknown_machine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_machine_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["roofline", "--device", "tpu"])
     with pytest.raises(SystemExit):
         main()

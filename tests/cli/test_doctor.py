@@ -1,4 +1,4 @@
-"""The doctor tells the truth about dispatch, and stays calm on a broken machine."""
+"""The doctor reports what dispatch does, and does not fail on a broken installation."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_the_backend_named_is_the_one_that_serves(dtype: torch.dtype, tokens: in
         named = [choice.backend for choice in dispatch.explain(op, call) if choice.chosen]
         with dispatch.record() as served:
             results = dispatch.select(op, "cpu", call)(call)
-        # the op itself comes first; one that is put together from others records them after it
+        # the op is recorded first, then the ops that it is composed of
         assert next(iter(served)) == (op, named[0]), op
-        # the reference of experts beside shared ones dispatches the routed experts on their own
+        # the reference of routed and shared experts dispatches the routed ones as a call of their own
         in_parts = (op, named[0]) == ("moe_experts", "reference")
         assert served[op, named[0]] == (2 if in_parts else 1), op
         for result in results if isinstance(results, tuple) else (results,):
@@ -71,7 +71,7 @@ def test_forced_backend_is_explained() -> None:
     assert any("use_backend selects 'reference'" in text for record in records for text in record["rejected"].values())
 
 
-def test_forced_backend_without_rows_serves_nothing() -> None:
+def test_forced_backend_without_entries_serves_nothing() -> None:
     with dispatch.use_backend("triton"):
         records = [record for record in doctor._decisions() if record["device"] == "cpu"]
         with pytest.raises(dispatch.BackendError, match="serves no op on cpu"):
@@ -81,7 +81,7 @@ def test_forced_backend_without_rows_serves_nothing() -> None:
     assert reasons == {"'triton' was selected and serves no op on cpu, so the call raises"}
 
 
-def test_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(library, "missing", lambda: "the native library is not built (do this)")
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
@@ -90,20 +90,20 @@ def test_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "reported"),
     [
         pytest.param("OPENMYTHOS_BACKEND", "warp", "OPENMYTHOS_BACKEND='warp'", id="backend"),
         pytest.param("OPENMYTHOS_CPU_ISA", "mmx", "OPENMYTHOS_CPU_ISA: mmx", id="isa"),
         pytest.param("OPENMYTHOS_SPEED", "11", "11 (no such variable)", id="unknown variable"),
     ],
 )
-def test_wrong_environment_is_told_without_a_traceback(name: str, value: str, told: str) -> None:
+def test_wrong_environment_is_reported_without_a_traceback(name: str, value: str, reported: str) -> None:
     environment = {**os.environ, name: value, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "openmythos.cli", "doctor"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert told in done.stdout
+    assert reported in done.stdout
 
 
 @pytest.mark.parametrize(

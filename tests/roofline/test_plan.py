@@ -1,4 +1,4 @@
-"""openmythos plan: floors, what fits, layouts, and what it refuses."""
+"""openmythos plan: floors, what fits, layouts, and invalid requests."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_tables_are_printed(variant: str, capsys: pytest.CaptureFixture[str]) ->
         pytest.param(["--dtype", "float32"], "'float32': NVIDIA H200 has rates for", id="no rate"),
     ],
 )
-def test_bad_requests_are_sentences(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_requests_are_named(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     device = [] if "--device" in arguments else ["--device", "h200"]
     assert main(["plan", "1b", *device, *arguments]) == 2
     assert named in capsys.readouterr().err
