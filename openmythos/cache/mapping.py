@@ -90,6 +90,9 @@ class KVCache(MutableMapping):
     def __setitem__(self, key: str, entry: Entry) -> None:
         if isinstance(entry, CacheEntry) and entry.cache is self and entry.key == key:
             self._foreign.pop(key, None)
+        elif any(self.core.owns(part) for part in entry.values()):
+            # views of these rows may be overwritten before they are copied to their new slot
+            self._foreign[key] = {name: part.clone() for name, part in entry.items()}
         else:
             self._foreign[key] = entry
 
@@ -205,11 +208,11 @@ def mirror(kv_cache: MutableMapping, storage: KVCache) -> None:
     """Make `storage` hold what the caller's dict holds: drop keys that it lost, note entries of others."""
     if kv_cache is storage:
         return
+    for key, entry in kv_cache.items():
+        storage[key] = entry
     for key in list(storage):
         if key not in kv_cache:
             del storage[key]
-    for key, entry in kv_cache.items():
-        storage[key] = entry
 
 
 def cached_tokens(kv_cache: Mapping, keys: Sequence[str]) -> list[int]:

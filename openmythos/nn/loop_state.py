@@ -1,4 +1,7 @@
-"""The state of the recurrent loop on the fused path: what one loop hands to the next."""
+"""The state of the recurrent loop on the fused path: what one loop hands to the next.
+
+It belongs to `nn` and not to `engine`, since the recurrent block also runs without the engine.
+"""
 
 from __future__ import annotations
 

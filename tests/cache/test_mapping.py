@@ -183,6 +183,60 @@ def test_a_snapshot_of_our_entries_is_not_normalised_again(attn_type: str, take,
     assert_within("logits", found, run(model, ids[:, :12], {})[:, 7:], 1e-5)
 
 
+MOVES = {
+    "entries": lambda entry: entry,
+    "views": lambda entry: dict(entry.items()),
+    "clones": lambda entry: {name: part.clone() for name, part in entry.items()},
+}
+
+
+@ATTENTION
+@pytest.mark.parametrize("take", MOVES.values(), ids=MOVES.keys())
+@pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
+@pytest.mark.parametrize("kind", [dict, KVCache])
+def test_entries_may_change_places(attn_type: str, take, hooked: bool, kind: type) -> None:
+    """Two loops swap their entries, and one takes over another's: rows are copied before they are overwritten."""
+    model, ids, cache = small_model(attn_type), tokens(2, 9), kind()
+    if hooked:
+        model.recurrent.block.attn.register_forward_hook(lambda *_: None)
+        model.coda[0].attn.register_forward_hook(lambda *_: None)
+    run(model, ids[:, :7], cache)
+    sources = dict(zip(cache, cache, strict=True))
+    sources |= {"recurrent_loop_0": "recurrent_loop_2", "recurrent_loop_2": "recurrent_loop_0"}
+    sources["coda_0"] = "recurrent_loop_1"
+    separate = {key: MOVES["clones"](cache[source]) for key, source in sources.items()}
+    moved = {key: take(cache[source]) for key, source in sources.items()}
+    if kind is KVCache:
+        cache.update(moved)
+        moved = cache
+    want = run(model, ids[:, 7:], separate, 7)
+    assert torch.equal(run(model, ids[:, 7:], moved, 7), want)
+
+
+@ATTENTION
+def test_an_entry_of_another_key_alone(attn_type: str) -> None:
+    model, ids, cache = small_model(attn_type), tokens(2, 9), {}
+    run(model, ids[:, :7], cache, loops=1)
+    separate = {key: MOVES["clones"](cache["prelude_0"]) for key in cache}
+    moved = dict.fromkeys(cache, cache["prelude_0"])
+    want = run(model, ids[:, 7:], separate, 7, loops=1)
+    assert torch.equal(run(model, ids[:, 7:], moved, 7, loops=1), want)
+
+
+@ATTENTION
+def test_views_shifted_within_their_slot(attn_type: str) -> None:
+    model, cache = small_model(attn_type), {}
+    attention, x = model.prelude[0].attn, torch.randn(2, 90, 48)
+    freqs = openmythos.precompute_rope_freqs(6 if attn_type == "mla" else 12, 100)
+    with torch.no_grad():
+        attention(x, freqs, None, cache, "layer")
+        views = {name: part[:, 1:] for name, part in cache["layer"].items()}
+        separate = {"layer": {name: part.clone() for name, part in views.items()}}
+        shifted = {"other": cache["layer"], "layer": views}
+        want = attention(x[:, :1], freqs, None, separate, "layer")
+        assert torch.equal(attention(x[:, :1], freqs, None, shifted, "layer"), want)
+
+
 @ATTENTION
 def test_a_dropped_entry_is_written_anew(attn_type: str) -> None:
     model, ids, cache = small_model(attn_type), tokens(2, 9), {}
