@@ -72,7 +72,7 @@ def _by_op(served: Counter) -> dict[str, dict[str, int]]:
 
 
 def backends_text(ops: dict[str, dict[str, int]]) -> str:
-    """ "cpu: loop_step_, moe_experts; torch: linear (8 of 90 calls)"."""
+    """ "cpp: loop_step_, moe_experts; torch: linear (8 of 90 calls)"."""
     names: dict[str, list[str]] = {}
     for op, backends in ops.items():
         total = sum(backends.values())

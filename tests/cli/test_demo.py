@@ -131,7 +131,7 @@ class TestCacheBytes:
 
 class TestReport:
     PHASE = "prefill 1x128 tokens"
-    SERVED: ClassVar = {"linear": {"cpu": 3, "torch": 1}}
+    SERVED: ClassVar = {"linear": {"cpp": 3, "torch": 1}}
     ROWS = (
         report.Row(PHASE, models.BASELINE, 10.0, 1.0, None, None, None, None, None, {}, [10.0]),
         report.Row(PHASE, "upstream bf16 autocast", 5.0, 2.0, 1e-3, 1.0, 1.0, 3e-6, 61440.0, {}, [5.0]),
@@ -139,9 +139,9 @@ class TestReport:
     )
 
     def test_backends_by_op(self) -> None:
-        served = Counter({("linear", "cpu"): 3, ("linear", "torch"): 1, ("rope", "cpu"): 2})
+        served = Counter({("linear", "cpp"): 3, ("linear", "torch"): 1, ("rope", "cpp"): 2})
         text = report.backends_text(report._by_op(served))
-        assert text == "cpu: linear (3 of 4 calls), rope; torch: linear (1 of 4 calls)"
+        assert text == "cpp: linear (3 of 4 calls), rope; torch: linear (1 of 4 calls)"
 
     @pytest.mark.parametrize("width", [80, 129, 400])
     def test_every_number_is_in_the_table(self, width: int) -> None:
@@ -149,7 +149,7 @@ class TestReport:
         out.print(report.table(self.ROWS, out))
         text = out.export_text()
         assert "…" not in text
-        assert "cpu: linear (3 of 4 calls)" in text
+        assert "cpp: linear (3 of 4 calls)" in text
         numbers = "10.00 s, 1.00x, 500.0 ms, 20.00x, 1.5e-03, 100.0%, 97.0%, 2.0e-06, 61,440, 11,520"
         assert [number for number in numbers.split(", ") if number not in text] == []
 
