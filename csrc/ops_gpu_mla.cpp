@@ -50,9 +50,9 @@ void check_heads(const Checks& check, const gpu::MlaParams& p) {
 
 // Keys, and values transposed, so that both products of the attention find their contraction innermost. The heads are
 // independent of each other, and as many as fit the memory meant for them are served at a time.
-void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, const torch::stable::Tensor& like,
-                 torch::stable::Tensor latent, torch::stable::Tensor w_uk, torch::stable::Tensor w_uv) {
-    gpu::MlaPrefillParams args = runtime::prefill_params(p);
+void run_decompressed(const Checks& check, const gpu::MlaParams& p, gpu::Type type, const torch::stable::Tensor& like,
+                      torch::stable::Tensor latent, torch::stable::Tensor w_uk, torch::stable::Tensor w_uv) {
+    gpu::MlaDecompressedParams args = runtime::decompressed_params(p);
     if (p.page || p.seq_lens || args.padded != p.total) {
         latent = torch::stable::new_empty(like, {p.b, args.padded, p.dc + p.dr});
         args.gathered = latent.data_ptr();
@@ -72,7 +72,7 @@ void mla_prefill(const Checks& check, const gpu::MlaParams& p, gpu::Type type, c
         for (const auto* made : {&keys, &values})
             check.require(made->scalar_type() == like.scalar_type() && made->is_contiguous(),
                           "torch.matmul gave another dtype or layout than it was asked for, expected no autocast here");
-        gpu::MlaPrefillParams part = args;
+        gpu::MlaDecompressedParams part = args;
         const auto from = [&](const void* tensor, int64_t stride) {
             return static_cast<const uint16_t*>(tensor) + head * stride;
         };
@@ -151,7 +151,7 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
     args.scale = float(scale * 1.4426950408889634);
     if (b * t * h == 0) return;
     if (!absorbed) {
-        mla_prefill(check, args, type, q_nope.stable(), latent.stable(), w_uk.stable(), w_uv.stable());
+        run_decompressed(check, args, type, q_nope.stable(), latent.stable(), w_uk.stable(), w_uv.stable());
         return;
     }
     const int64_t bytes = runtime::scratch_bytes(args, type, gpu_runtime().multiprocessors(check.device()));

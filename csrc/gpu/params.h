@@ -126,12 +126,12 @@ struct MlaParams {
 
 // 16-bit elements of shared memory for two stages, each with tiles of `columns` keys, nope then rope part, and one of
 // values. `columns` is also the width of a shared tile.
-constexpr int mla_prefill_elements(int columns, int dn, int dr, int dv) {
+constexpr int mla_decompressed_elements(int columns, int dn, int dr, int dv) {
     return 2 * columns * ((dn + dr + columns - 1) / columns * columns + dv);
 }
 
 // Attention to the keys and values of each head, and the gather of the latent that they are computed from.
-struct MlaPrefillParams {
+struct MlaDecompressedParams {
     const void *q_nope, *q_rope;
     const void *keys, *values;  // (b, keys, h dn) and, transposed, (b, h dv, keys), contiguous
     const void *latent, *k_rope;

@@ -87,7 +87,7 @@ OPENMYTHOS_DEVICE int query_row(int r) { return wave_index() * TILE + fragment_r
 struct QueryBlock {
     int batch, head, first_row;
 
-    OPENMYTHOS_DEVICE explicit QueryBlock(const MlaPrefillParams& p) {
+    OPENMYTHOS_DEVICE explicit QueryBlock(const MlaDecompressedParams& p) {
         const int index = uniform(opaque_in_loop(block_index())),
                   blocks = (p.t + DECOMPRESSED_ROWS - 1) / DECOMPRESSED_ROWS;
         // The last queries see the most keys, so they start first.
@@ -103,14 +103,14 @@ template <class T, int DN, int DR, int DV, int BLOCKS>
 struct DecompressedBlock {
     static constexpr int KEYS = BLOCK_K, KEY_TILES = (DN + DR + BLOCK_K - 1) / BLOCK_K;
     static constexpr int KEY_ELEMENTS = KEY_TILES * KEYS * BLOCK_K, STAGE = KEY_ELEMENTS + DV * BLOCK_K;
-    static_assert(DECOMPRESSED_STAGES * STAGE == mla_prefill_elements(BLOCK_K, DN, DR, DV));
+    static_assert(DECOMPRESSED_STAGES * STAGE == mla_decompressed_elements(BLOCK_K, DN, DR, DV));
 #ifdef OPENMYTHOS_WGMMA
     static constexpr bool OVERLAPS = BLOCKS == 1;
 #else
     static constexpr bool OVERLAPS = false;
 #endif
 
-    const MlaPrefillParams& p;
+    const MlaDecompressedParams& p;
     uint16_t* const stages;
     // Keys below `unmasked` are visible to every row of the block.
     int unmasked, steps;
@@ -123,7 +123,8 @@ struct DecompressedBlock {
     RunningSoftmax softmax;
     Accumulator out[DV / TILE] = {};
 
-    OPENMYTHOS_DEVICE explicit DecompressedBlock(const MlaPrefillParams& params) : p(params), stages(shared_tiles()) {
+    OPENMYTHOS_DEVICE explicit DecompressedBlock(const MlaDecompressedParams& params)
+        : p(params), stages(shared_tiles()) {
         const QueryBlock block(p);
         const int length = length_of(p, block.batch);
         const int end = block.first_row + DECOMPRESSED_ROWS < p.t ? block.first_row + DECOMPRESSED_ROWS : p.t;
@@ -280,7 +281,7 @@ struct DecompressedBlock {
 };
 
 template <class T, int DN, int DR, int DV, int BLOCKS>
-OPENMYTHOS_DEVICE void decompressed_attention(const MlaPrefillParams& p) {
+OPENMYTHOS_DEVICE void decompressed_attention(const MlaDecompressedParams& p) {
     DecompressedBlock<T, DN, DR, DV, BLOCKS> block(p);
     if constexpr (block.OVERLAPS)
         block.run_overlapped();

@@ -8,7 +8,7 @@ namespace openmythos::gpu {
 
 // Copies rows [latent | rope key] of every sequence to contiguous memory, zero from the length to a whole number of
 // tiles, so that the attention reads whole tiles without stale values.
-OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaPrefillParams p) {
+OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaDecompressedParams p) {
     const int64_t index = int64_t(block_index()) * DECOMPRESSED_WAVES + wave_index();
     if (index >= int64_t(p.b) * p.padded) return;
     const int batch = int(index / p.padded), key = int(index % p.padded);
@@ -25,10 +25,10 @@ OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaPr
 }
 
 // `blocks`: resident blocks per multiprocessor.
-#define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                  \
-    OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                      \
-    openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaPrefillParams p) { \
-        decompressed_attention<T, dn, dr, dv, blocks>(p);                         \
+#define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                       \
+    OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                           \
+    openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaDecompressedParams p) { \
+        decompressed_attention<T, dn, dr, dv, blocks>(p);                              \
     }
 
 OPENMYTHOS_MLA_DECOMPRESSED(bf16, bf16, 64, 32, 64, 2)

@@ -62,9 +62,9 @@ MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
 
 // The decompressed form: params from the arguments alone; the number of heads whose keys and values are in memory at a
 // time; the gather of a ragged or paged latent; the attention.
-gpu::MlaPrefillParams prefill_params(const gpu::MlaParams& params);
-int64_t heads_at_a_time(const gpu::MlaPrefillParams& params);
-Launch gather_plan(const gpu::MlaPrefillParams& params);
-Launch plan(const gpu::MlaPrefillParams& params, gpu::Type type, const gpu::SharedTiles& tiles);
+gpu::MlaDecompressedParams decompressed_params(const gpu::MlaParams& params);
+int64_t heads_at_a_time(const gpu::MlaDecompressedParams& params);
+Launch gather_plan(const gpu::MlaDecompressedParams& params);
+Launch plan(const gpu::MlaDecompressedParams& params, gpu::Type type, const gpu::SharedTiles& tiles);
 
 }  // namespace openmythos::runtime

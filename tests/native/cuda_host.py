@@ -39,7 +39,7 @@ INSTRUCTIONS = {
 # What the kernels of each file take.
 PARAMS = {
     "mla_absorbed": "MlaParams",
-    "mla_decompressed": "MlaPrefillParams",
+    "mla_decompressed": "MlaDecompressedParams",
     "moe_grouped": "MoeGroupedParams",
     "moe_route": "MoeRouteParams",
 }

@@ -234,5 +234,5 @@ def test_a_failed_launch_names_kernel_grid_and_device(fake_ops: FakeOps) -> None
 
 def test_reasons_and_code(fake_ops: FakeOps) -> None:
     assert fake_ops.ops.gpu_reason(0) == ""
-    assert "not cuda:7" in fake_ops.ops.gpu_reason(7)
+    assert "cuda:7 does not exist" in fake_ops.ops.gpu_reason(7)
     assert fake_ops.ops.gpu_code() == "rocm 0.0, code objects for gfx1151"

@@ -18,7 +18,7 @@ from tests.ops.test_mla_attention import attention_inputs
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
 NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "absorbed", "out", "lse")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
-# (dn, dr, dv), and two stages of their tiles on AMD: slabs of 32 keys by 32 numbers, and of dv by 32 keys
+# (dn, dr, dv), and two stages of their tiles on AMD: tiles of 32 keys by 32 elements, and of dv by 32 keys
 HEADS = {(64, 32, 64): 20480, (96, 32, 96): 28672, (128, 64, 128): 40960}
 
 

@@ -259,7 +259,7 @@ def test_a_failed_launch_is_the_error_of_its_kernel(fake_ops: FakeOps) -> None:
         fake_ops.driver.reset(devices=1)
         fake_ops.driver.fail("hipModuleLaunchKernel", code=1, after=after)
         launches, error = _call(fake_ops, _valid((2, 64, 32, 4, 2), (), torch.bfloat16))
-        assert f"could not launch openmythos_moe_{part}_bf16_rows16" in error
+        assert f"could not launch openmythos_moe_streamed_{part}_bf16_rows16" in error
         assert len(launches) == after
 
 
