@@ -17,7 +17,7 @@ from tests.ops.cases import randn
 from tests.ops.test_moe_experts import experts
 
 HALF = st.sampled_from(list(SHORT))
-AMD_SLABS = 2 * 256 * 64
+AMD_TILES = 2 * 256 * 64
 
 
 class _Grouped(ctypes.Structure):
@@ -85,7 +85,7 @@ def test_launches(fake_ops: FakeOps, data: st.DataObject) -> None:
     assert [launch[1] for launch in launches] == [(blocks, 1, 1) for blocks in grids]
     threads = [256, 256, 256, 256, min(256, 32 * _parts(size[1], 256))]
     assert [launch[2] for launch in launches] == threads
-    assert [launch[3] for launch in launches] == [0, 0, AMD_SLABS, AMD_SLABS, 0]
+    assert [launch[3] for launch in launches] == [0, 0, AMD_TILES, AMD_TILES, 0]
     assert {launch[4] for launch in launches} == {0x57000}
 
 
