@@ -1,6 +1,6 @@
 """Which GPU compiler builds the code objects, for which architectures, and the version that the wheel is named after.
 
-Only the toolchain is asked, never the machine's hardware: a build gives the same wheel wherever it runs.
+It depends on the toolchain only, never on the machine's hardware: a build gives the same wheel wherever it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OLDEST_CLANG = 18
 
 
 class Toolchain(NamedTuple):
-    """A GPU compiler and what it is asked for; `tag` is the wheel's local version, "cu130" or "rocm7.2"."""
+    """A GPU compiler and its targets; `tag` is the wheel's local version, "cu130" or "rocm7.2"."""
 
     vendor: str
     compiler: str

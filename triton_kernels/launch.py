@@ -1,7 +1,7 @@
-"""The one door through which every kernel starts, and the target that it starts for.
+"""`launch`, which starts every kernel, and the target that it starts for.
 
 A launcher allocates its outputs and calls `launch`. Usually that runs the kernel on the current device; inside
-`executing(...)` somebody else gets the launch instead: ahead-of-time compilation, or an emulator of the target.
+`executing(...)` it hands the launch to another program: ahead-of-time compilation, or an emulator of the target.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from openmythos.triton_kernels.loop_step.parts import (
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopParams, LoopStepBackward
 
-# What the second pass has to know of a row: the step's weight, the logit's gradient, and two numbers of the norm.
+# Scalars of a row that the second pass reads: the step's weight, the logit's gradient, and two of the norm.
 NUMBERS = 4
 # Programs on one processor in the second pass.
 PROGRAMS = 4

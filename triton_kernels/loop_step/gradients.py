@@ -146,7 +146,7 @@ def _loop_step_sums_kernel(
 def parameter_sums(parts: torch.Tensor, outputs: list[torch.Tensor | None]) -> None:
     """outputs[k] = the sum over p of parts[p, k]. parts (P, K, W) float32, K outputs of W elements, 2 or 4."""
     n_parts, n_vectors, width = parts.shape
-    # an output that nobody wants takes no program, and is the last
+    # an output that is None takes no program, and comes last
     wanted = sum(output is not None for output in outputs)
     padded = [*outputs, *[None] * (4 - len(outputs))]
     launch(
@@ -191,9 +191,9 @@ def lora_gradients(
         **chosen.constexprs,
         options=chosen.options,
     )
-    outputs = [torch.empty(down.shape, dtype=torch.float32, device=down.device) for _ in range(2)]
-    parameter_sums(partial, outputs)
-    return outputs[0], outputs[1]
+    d_down, d_up = (torch.empty(down.shape, dtype=torch.float32, device=down.device) for _ in range(2))
+    parameter_sums(partial, [d_down, d_up])
+    return d_down, d_up
 
 
 def row_sums(

@@ -1,7 +1,7 @@
 """Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are
 the latent itself, which is read once for all heads.
 
-Three launches: fold the queries; attend to a share of the keys for a block of (token, head) rows; add up the shares
+Three launches: fold the queries; attend to one split of the keys for a block of (token, head) rows; combine the splits
 and project through w_uv.
 """
 

@@ -9,7 +9,7 @@ import triton.language as tl
 LOG2E = 1.4426950408889634
 # the smallest tile side that every matrix instruction takes
 LEAST = 16
-# more shares of the keys than this cost more in the combination than they win in the attention
+# more splits than this cost more in the combination than they save in the attention
 MAX_SPLITS = 64
 
 
@@ -100,7 +100,7 @@ def sequence_strides(x: torch.Tensor) -> tuple[int, int]:
 
 
 def split_count(blocks: int, keys: int, processors: int, least_keys: int) -> int:
-    """Shares that the keys are cut into: enough programs to fill the processors, `least_keys` or more in a full share.
+    """Splits of the keys: enough programs to fill the processors, `least_keys` or more in a full split.
 
     Only shapes decide, so that a sequence's result does not depend on what else is in the batch.
     """
