@@ -90,11 +90,20 @@ class KVCache(MutableMapping):
     def __setitem__(self, key: str, entry: Entry) -> None:
         if isinstance(entry, CacheEntry) and entry.cache is self and entry.key == key:
             self._foreign.pop(key, None)
-        elif any(self.core.owns(part) for part in entry.values()):
-            # views of these rows may be overwritten before they are copied to their new slot
-            self._foreign[key] = {name: part.clone() for name, part in entry.items()}
         else:
-            self._foreign[key] = entry
+            self._foreign[key] = self._separate(entry)
+
+    def _separate(self, entry: Entry) -> Entry:
+        """The entry, copied if its parts are views of this cache: their rows may be overwritten before they are read.
+
+        A view is known to be normalised even where the mark is missing.
+        """
+        if self.layout is None or not self.core.owns(entry[self.layout.names[0]]):
+            return entry
+        copied = {name: part.clone() for name, part in entry.items()}
+        if self.layout.shared:
+            copied[NORMALISED] = copied[self.layout.names[0]][..., :0]
+        return copied
 
     def __delitem__(self, key: str) -> None:
         self[key]
@@ -233,13 +242,9 @@ def _take_in(storage: KVCache, key: str, entry: Entry | None, layout: Layout, ad
     if entry is None:
         storage.forget(key)
     elif not (isinstance(entry, CacheEntry) and entry.cache is storage and entry.key == key):
-        first, second = entry[layout.names[0]], entry[layout.names[1]]
-        if storage.core.owns(first) and storage.core.owns(second):
-            old = (first.clone(), second[:, :, 0].clone() if layout.shared else second.clone())
-        else:
-            old = adopt(entry)
+        parts = adopt(storage._separate(entry))
         storage.forget(key)
-        storage.append(key, layout, old)
+        storage.append(key, layout, parts)
         storage._foreign.pop(key, None)
 
 

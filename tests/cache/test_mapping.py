@@ -186,17 +186,20 @@ def test_a_snapshot_of_our_entries_is_not_normalised_again(attn_type: str, take,
 MOVES = {
     "entries": lambda entry: entry,
     "views": lambda entry: dict(entry.items()),
+    "views without the mark": lambda entry: {name: entry[name] for name in entry if name != "normalised"},
     "clones": lambda entry: {name: part.clone() for name, part in entry.items()},
 }
 
 
 @ATTENTION
-@pytest.mark.parametrize("take", MOVES.values(), ids=MOVES.keys())
+@pytest.mark.parametrize("how", MOVES)
 @pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
 @pytest.mark.parametrize("kind", [dict, KVCache])
-def test_entries_may_change_places(attn_type: str, take, hooked: bool, kind: type) -> None:
+def test_entries_may_change_places(attn_type: str, how: str, hooked: bool, kind: type) -> None:
     """Two loops swap their entries, and one takes over another's: rows are copied before they are overwritten."""
-    model, ids, cache = small_model(attn_type), tokens(2, 9), kind()
+    if kind is dict and how == "views without the mark" and attn_type == "mla":
+        pytest.skip("a dict without one of our entries looks like one that upstream filled")
+    take, model, ids, cache = MOVES[how], small_model(attn_type), tokens(2, 9), kind()
     if hooked:
         model.recurrent.block.attn.register_forward_hook(lambda *_: None)
         model.coda[0].attn.register_forward_hook(lambda *_: None)
@@ -235,6 +238,42 @@ def test_views_shifted_within_their_slot(attn_type: str) -> None:
         shifted = {"other": cache["layer"], "layer": views}
         want = attention(x[:, :1], freqs, None, separate, "layer")
         assert torch.equal(attention(x[:, :1], freqs, None, shifted, "layer"), want)
+
+
+@ATTENTION
+def test_a_layer_called_with_the_entry_of_another_key(attn_type: str) -> None:
+    model, cache = small_model(attn_type), {}
+    attention, x = model.prelude[0].attn, torch.randn(2, 9, 48)
+    freqs = openmythos.precompute_rope_freqs(6 if attn_type == "mla" else 12, 100)
+    with torch.no_grad():
+        attention(x, freqs, None, cache, "a")
+        attention(x[:, :4], freqs, None, cache, "b")
+        separate = {"a": {name: part.clone() for name, part in cache["b"].items()}}
+        cache["a"] = cache["b"]
+        want = attention(x[:, :1], freqs, None, separate, "a")
+        assert torch.equal(attention(x[:, :1], freqs, None, cache, "a"), want)
+    assert (cache["a"].tokens, cache["b"].tokens) == (5, 4)
+
+
+@ATTENTION
+def test_keys_that_the_dict_lost_are_dropped_behind_it(attn_type: str) -> None:
+    model, ids, cache = small_model(attn_type), tokens(2, 9), {}
+    run(model, ids[:, :5], cache, loops=3)
+    cache = {"recurrent_loop_2": cache["recurrent_loop_2"]}
+    assert torch.equal(run(model, ids, cache, loops=2), run(model, ids, {}, loops=2))
+    assert cache["coda_0"].tokens == 9
+
+
+@ATTENTION
+@pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
+def test_one_allocation_a_call_and_none_past_the_context(attn_type: str, hooked: bool) -> None:
+    model, cache, buffers = small_model(attn_type), KVCache(), []
+    model.recurrent.act.register_forward_hook(lambda *_: buffers.append(cache.core.buffer))
+    if hooked:
+        model.prelude[0].register_forward_hook(lambda *_: buffers.append(cache.core.buffer))
+    run(model, tokens(2, 5), cache)
+    assert all(buffer is buffers[0] for buffer in buffers)
+    assert cache.capacity == model.cfg.max_seq_len == 40
 
 
 @ATTENTION

@@ -179,6 +179,32 @@ def test_a_cache_with_entries_of_another_implementation_is_refused() -> None:
     assert DecodeStep(model, cache, LOOPS, tokens=20)(tokens(2, 1)).shape == (2, 1, 101)
 
 
+def test_a_buffer_allocated_anew_is_noticed() -> None:
+    model, ids = small_model(max_seq_len=200), tokens(2, 5)
+    cache, _ = prefilled(model, ids)
+    step = DecodeStep(model, cache, LOOPS, tokens=20)
+    with torch.no_grad():
+        model(tokens(2, 90), n_loops=LOOPS, kv_cache=cache, start_pos=5)
+    cache.truncate(5)
+    with pytest.raises(ValueError, match="behind this step"):
+        step(tokens(2, 1))
+
+
+def test_backends_are_chosen_once_for_all_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids, counts, original = small_model(), tokens(2, 5), [], dispatch.select_for_all
+
+    def select_for_all(*args: object) -> object:
+        counts[-1] += 1
+        return original(*args)
+
+    monkeypatch.setattr(dispatch, "select_for_all", select_for_all)
+    with torch.no_grad():
+        for loops in (2, 3, 9):
+            counts.append(0)
+            model(ids, n_loops=loops, kv_cache={})
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
 def test_reasons_against_a_step() -> None:
     assert why_no_step(small_model()) is None
     assert "attn_type='gqa'" in why_no_step(small_model("gqa"))

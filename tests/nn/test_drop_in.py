@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 import openmythos
-from openmythos import dispatch, explain_module
+from openmythos import dispatch, explain_module, ops
 from tests.models import small_model, tokens
 from tests.tolerances import assert_within
 from tests.upstream.oracle import pair
@@ -275,6 +276,65 @@ def test_explain_module_sees_routed_experts_and_dropout() -> None:
     reasons = explain_module(model.train())
     assert "recurrent.block.attn.attn_drop" in reasons
     assert "dropout=0.1" in reasons["recurrent.block.attn.attn_drop"]
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["no_cache", "cache"])
+def test_every_norm_has_an_eps_of_its_own(cached: bool) -> None:
+    theirs, ours = pair("mla")
+    for model in (theirs, ours):
+        for index, norm in enumerate(part for part in model.modules() if type(part).__name__ == "RMSNorm"):
+            norm.eps = 0.1 + 0.01 * index
+    ids = tokens(2, 7)
+    with torch.no_grad():
+        want, found = (model(ids, n_loops=3, kv_cache={} if cached else None) for model in (theirs, ours))
+    assert_within("logits", found, want, 2e-5)
+
+
+def test_the_last_loop_computes_no_next_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given, original = small_model(), [], ops.loop_step_
+
+    def loop_step_(*args: object, x_next: torch.Tensor | None, **options: object) -> None:
+        given.append(x_next)
+        original(*args, x_next=x_next, **options)
+
+    monkeypatch.setattr(ops, "loop_step_", loop_step_)
+    with torch.no_grad():
+        model(tokens(2, 5), n_loops=3, kv_cache={})
+    assert given == [None], "the loops before are one series"
+
+
+class Traced(torch.Tensor):
+    """A tensor that records the ops that it meets."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["no_cache", "cache"])
+def test_a_modified_child_may_return_another_kind_of_tensor(cached: bool) -> None:
+    """What follows it goes through the registered ops, which a subclass can intercept."""
+    model, ids = small_model(), tokens(2, 7)
+    attention = model.prelude[0].attn
+    with torch.no_grad():
+        want = model(ids, n_loops=2, kv_cache={} if cached else None)
+        attention.q_down.register_forward_hook(lambda _module, _args, out: out.as_subclass(Traced))
+        Traced.seen.clear()
+        found = model(ids, n_loops=2, kv_cache={} if cached else None)
+    assert_within("logits", found.as_subclass(torch.Tensor), want, 1e-5)
+    assert any("openmythos.rms_norm" in name for name in Traced.seen), Traced.seen
+
+
+def test_a_16_bit_norm_feeds_16_bit_projections() -> None:
+    model, seen = small_model().to(torch.bfloat16), []
+    for part in (model.prelude[0].attn, model.recurrent.block.ffn):
+        part.register_forward_pre_hook(lambda _module, args: seen.append(args[0].dtype))
+    with torch.no_grad():
+        model(tokens(1, 5), n_loops=1)
+    assert seen == [torch.bfloat16] * 2
 
 
 def test_a_hook_on_all_modules_sees_every_piece_of_the_loop() -> None:

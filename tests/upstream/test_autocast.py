@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.models import tokens
+from tests.models import small_model, tokens
 from tests.tolerances import AUTOCAST_FACTOR, errors
 from tests.upstream.oracle import gradients, pair
 
@@ -64,3 +65,29 @@ def test_modules_follow_upstreams_dtypes() -> None:
             a, b = theirs.get_submodule(path)(x), ours.get_submodule(path)(x)
             assert a.dtype == b.dtype, path
             assert errors(b, a).frobenius < 1e-2, path
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors of one shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._to_copy and args[0].shape == self.shape:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
+def test_stacked_experts_are_cast_once_a_forward_and_not_kept(hooked: bool) -> None:
+    model, ids = small_model(), tokens(2, 7)
+    if hooked:
+        model.recurrent.act.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        before = model(ids, n_loops=4)
+        with torch.autocast("cpu", torch.bfloat16), Casts(model.recurrent.block.ffn.gate_up.shape) as casts:
+            model(ids, n_loops=4)
+        assert casts.count == 1
+        assert torch.equal(model(ids, n_loops=4), before), "the cast is dropped"
