@@ -24,15 +24,15 @@ runtime::Runtime& gpu_runtime() {
     return runtime;
 }
 
-gpu::Type gpu_type(const Checks& check, const Tensor& x, const char* name) {
+Type gpu_type(const Checks& check, const Tensor& x, const char* name) {
     check.dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
     switch (x.scalar_type()) {
         case ScalarType::Float:
-            return gpu::Type::float32;
+            return Type::float32;
         case ScalarType::BFloat16:
-            return gpu::Type::bfloat16;
+            return Type::bfloat16;
         default:
-            return gpu::Type::float16;
+            return Type::float16;
     }
 }
 
@@ -56,7 +56,7 @@ void check_width(const Checks& check, int64_t n, int64_t d) {
 void rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps,
               const Tensor& out, const std::optional<Tensor>& sum) {
     Checks check("rms_norm", OPENMYTHOS_GPU_WHERE);
-    gpu::RmsNormParams args{};
+    RmsNormArgs args{};
     args.x = rows(check, x, "x", -1, -1);
     args.n = x.size(0);
     int64_t d = x.size(1);
@@ -77,7 +77,7 @@ void loop_step(const Tensor& h, const Tensor& e, const Tensor& block_out, const 
                const Tensor& h_new, const Tensor& h_out_new, const Tensor& cum_p_new,
                const std::optional<Tensor>& x_next) {
     Checks check("loop_step", OPENMYTHOS_GPU_WHERE);
-    gpu::LoopStepParams args{};
+    LoopStepArgs args{};
     args.h = rows(check, h, "h", -1, -1);
     int64_t n = h.size(0), d = h.size(1);
     args.e = rows(check, e, "e", n, d);

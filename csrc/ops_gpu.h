@@ -22,7 +22,7 @@
 namespace openmythos::on_gpu {
 
 runtime::Runtime& gpu_runtime();
-gpu::Type gpu_type(const Checks& check, const Tensor& x, const char* name);
+Type gpu_type(const Checks& check, const Tensor& x, const char* name);
 gpu::Rows rows(const Checks& check, const Tensor& x, const char* name, int64_t n, int64_t d);
 // On torch's current stream of the tensors' device.
 void launch(const Checks& check, const runtime::Launch& plan);

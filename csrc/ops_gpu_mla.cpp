@@ -28,7 +28,7 @@ const void* indices(const Checks& check, const Tensor& x, const char* name, std:
     return x.data_ptr();
 }
 
-void check_widths(const Checks& check, const gpu::MlaParams& p) {
+void check_widths(const Checks& check, const MlaArgs& p) {
     std::string pairs;
     for (const auto& [dc, dr] : runtime::MLA_WIDTHS) {
         if (dc == p.dc && dr == p.dr) return;
@@ -37,7 +37,7 @@ void check_widths(const Checks& check, const gpu::MlaParams& p) {
     check.require(false, "latent and k_rope have ", p.dc, " and ", p.dr, " columns, expected ", pairs);
 }
 
-void check_heads(const Checks& check, const gpu::MlaParams& p) {
+void check_heads(const Checks& check, const MlaArgs& p) {
     std::string sizes;
     for (const auto& [dn, dr, dv] : runtime::MLA_HEADS) {
         if (dn == p.dn && dr == p.dr && dv == p.dv) return;
@@ -50,9 +50,9 @@ void check_heads(const Checks& check, const gpu::MlaParams& p) {
 
 // Keys, and values transposed, so that both products of the attention find their contraction innermost. The heads are
 // independent of each other, and as many as fit the memory meant for them are served at a time.
-void run_decompressed(const Checks& check, const gpu::MlaParams& p, gpu::Type type, const torch::stable::Tensor& like,
+void run_decompressed(const Checks& check, const MlaArgs& p, Type type, const torch::stable::Tensor& like,
                       torch::stable::Tensor latent, torch::stable::Tensor w_uk, torch::stable::Tensor w_uv) {
-    gpu::MlaDecompressedParams args = runtime::decompressed_params(p);
+    MlaDecompressedArgs args = runtime::decompressed_params(p);
     if (p.page || p.seq_lens || args.padded != p.total) {
         latent = torch::stable::new_empty(like, {p.b, args.padded, p.dc + p.dr});
         args.gathered = latent.data_ptr();
@@ -72,7 +72,7 @@ void run_decompressed(const Checks& check, const gpu::MlaParams& p, gpu::Type ty
         for (const auto* made : {&keys, &values})
             check.require(made->scalar_type() == like.scalar_type() && made->is_contiguous(),
                           "torch.matmul gave another dtype or layout than it was asked for, expected no autocast here");
-        gpu::MlaDecompressedParams part = args;
+        MlaDecompressedArgs part = args;
         const auto from = [&](const void* tensor, int64_t stride) {
             return static_cast<const uint16_t*>(tensor) + head * stride;
         };
@@ -91,8 +91,8 @@ void mla_attention(const Tensor& q_nope, const Tensor& q_rope, const Tensor& lat
                    const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& block_table, bool absorbed,
                    const Tensor& out, const std::optional<Tensor>& lse) {
     Checks check("mla_attention", OPENMYTHOS_GPU_WHERE);
-    gpu::MlaParams args{};
-    const gpu::Type type = gpu_type(check, q_nope, "q_nope");
+    MlaArgs args{};
+    const Type type = gpu_type(check, q_nope, "q_nope");
     check.shape(q_nope, "q_nope", {-1, -1, -1, -1});
     const int64_t b = q_nope.size(0), t = q_nope.size(1), h = q_nope.size(2), dn = q_nope.size(3);
     constexpr int64_t MOST = int64_t(1) << 31;

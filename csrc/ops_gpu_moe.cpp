@@ -7,7 +7,7 @@ namespace openmythos::on_gpu {
 void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& ids, const Tensor& weights,
                const Tensor& counts) {
     Checks check("moe_route", OPENMYTHOS_GPU_WHERE);
-    gpu::MoeRouteParams args{};
+    MoeRouteArgs args{};
     args.logits = rows(check, logits, "logits", -1, -1);
     int64_t n = logits.size(0), experts = logits.size(1);
     if (bias) args.bias = check.floats(*bias, "bias", {experts});
@@ -18,8 +18,8 @@ void moe_route(const Tensor& logits, const std::optional<Tensor>& bias, const Te
     check.dtype(weights, "weights", {ScalarType::Float});
     check.shape(counts, "counts", {experts});
     check.dtype(counts, "counts", {ScalarType::Int});
-    check.require(experts <= gpu::MOE_MAX_EXPERTS, "logits has ", experts, " columns, expected 1 to ",
-                  gpu::MOE_MAX_EXPERTS);
+    check.require(experts <= MOE_MAX_EXPERTS, "logits has ", experts, " columns, expected 1 to ",
+                  MOE_MAX_EXPERTS);
     check.require(k >= 1 && k <= experts, "ids.size(1) is ", k, ", expected 1 to ", experts, ", the number of experts");
     check.require(n < runtime::MAX_THREADS / 32, "there are ", n, " rows, expected fewer than 2^27");
     args.ids = static_cast<int32_t*>(ids.data_ptr()), args.ids_stride = ids.stride(0);
@@ -42,15 +42,15 @@ void check_moe_width(const Checks& check, const char* name, const char* what, in
 }
 
 void moe_shared(const Checks& check, const Tensor& x, const std::vector<Tensor>& gate, const std::vector<Tensor>& up,
-                const std::vector<Tensor>& down, gpu::MoeParams& args) {
+                const std::vector<Tensor>& down, MoeExpertsArgs& args) {
     check.require(gate.size() == up.size() && gate.size() == down.size(),
                   "shared_gate, shared_up and shared_down have ", gate.size(), ", ", up.size(), " and ", down.size(),
                   " tensors, expected as many each");
-    check.require(gate.size() <= gpu::MOE_MAX_SHARED, "there are ", gate.size(), " shared experts, expected at most ",
-                  gpu::MOE_MAX_SHARED);
+    check.require(gate.size() <= MOE_MAX_SHARED, "there are ", gate.size(), " shared experts, expected at most ",
+                  MOE_MAX_SHARED);
     int64_t column = 0;
     for (size_t s = 0; s < gate.size(); s++) {
-        gpu::MoeShared& expert = args.shared[s];
+        MoeShared& expert = args.shared[s];
         check.shape(gate[s], "shared_gate", {-1, args.d});
         int64_t width = gate[s].size(0);
         check.shape(up[s], "shared_up", {width, args.d});
@@ -69,18 +69,18 @@ void moe_shared(const Checks& check, const Tensor& x, const std::vector<Tensor>&
 }
 
 // More rows, or more choices, than the kernels that stream the weights take.
-void moe_grouped(const Checks& check, const gpu::MoeParams& moe, const Tensor& x) {
-    gpu::MoeGroupedParams args{};
+void moe_grouped(const Checks& check, const MoeExpertsArgs& moe, const Tensor& x) {
+    MoeGroupedArgs args{};
     args.moe = moe;
     check.dtype(x, "x", {ScalarType::BFloat16, ScalarType::Half});
     args.moe.aligned = runtime::is_aligned(moe);
     check.require(args.moe.aligned && runtime::is_aligned(moe.out), "there are ", moe.rows, " rows and ", moe.slots,
-                  " choices of experts, expected at most ", gpu::MOE_MAX_ROWS, " and ", gpu::MOE_MAX_SLOTS,
+                  " choices of experts, expected at most ", MOE_MAX_ROWS, " and ", MOE_MAX_SLOTS,
                   " where sizes are no multiples of 8 or rows begin elsewhere than at 16 bytes");
-    check.require(moe.experts <= gpu::MOE_MAX_EXPERTS, "gate_up has ", moe.experts, " experts, expected at most ",
-                  gpu::MOE_MAX_EXPERTS, " for more than ", gpu::MOE_MAX_ROWS, " rows");
+    check.require(moe.experts <= MOE_MAX_EXPERTS, "gate_up has ", moe.experts, " experts, expected at most ",
+                  MOE_MAX_EXPERTS, " for more than ", MOE_MAX_ROWS, " rows");
     const int64_t blocks = runtime::deal(args);
-    check.require(blocks < runtime::MAX_THREADS / gpu::MOE_BLOCK_THREADS, "a launch would have ", blocks,
+    check.require(blocks < runtime::MAX_THREADS / MOE_BLOCK_THREADS, "a launch would have ", blocks,
                   " blocks, expected fewer than 2^24");
     const auto scratch = torch::stable::new_empty(x.stable(), {runtime::scratch_bytes(args)}, ScalarType::Byte);
     const runtime::MoeGroupedPlan plan = runtime::plan(args, scratch.data_ptr(), gpu_runtime().tiles());
@@ -94,7 +94,7 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
          std::vector<Tensor> shared_gate, std::vector<Tensor> shared_up, std::vector<Tensor> shared_down,
          const Tensor& out) {
     Checks check(shared_gate.empty() ? "moe_experts" : "moe", OPENMYTHOS_GPU_WHERE);
-    gpu::MoeParams args{};
+    MoeExpertsArgs args{};
     args.x = rows(check, x, "x", -1, -1);
     int64_t n = x.size(0), d = x.size(1);
     check.shape(ids, "ids", {n, -1});
@@ -126,7 +126,7 @@ void moe(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor
     for (int axis = 0; axis < 3; axis++) args.gate_up_strides[axis] = stride(gate_up, axis);
     for (int axis = 0; axis < 2; axis++) args.down_strides[axis] = stride(down, axis);
     if (n == 0) return;
-    if (n > gpu::MOE_MAX_ROWS || args.slots > gpu::MOE_MAX_SLOTS) return moe_grouped(check, args, x);
+    if (n > MOE_MAX_ROWS || args.slots > MOE_MAX_SLOTS) return moe_grouped(check, args, x);
     // Freed when this returns: torch hands the memory out again to work on the same stream only.
     const auto act = torch::stable::new_empty(x.stable(), {args.slots * width + n * args.shared_width});
     args.act = act.data_ptr();

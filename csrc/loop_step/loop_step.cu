@@ -1,5 +1,6 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
+#include "args.h"
 
 // One pass over rows of D between two runs of the recurrent block. A block has ROWS rows, and a thread the same VECTORS
 // vectors of eight columns in each: every weight that it loads serves ROWS rows, and rows stay in registers from the
@@ -49,7 +50,7 @@ OPENMYTHOS_DEVICE float exact_exp(float x) {
 }
 
 // Column i of the embedding of loop t: [sin | cos] of t theta^(-2i / loop_dim).
-OPENMYTHOS_DEVICE float loop_embedding(const LoopStepParams& p, int t, int column) {
+OPENMYTHOS_DEVICE float loop_embedding(const LoopStepArgs& p, int t, int column) {
     int half = (p.loop_dim + 1) / 2, is_cos = column >= half;
     float i = float(is_cos ? column - half : column);
     float hi = i * p.frequency_hi, lo = fma(i, p.frequency_hi, -hi) + i * p.frequency_lo;
@@ -57,13 +58,13 @@ OPENMYTHOS_DEVICE float loop_embedding(const LoopStepParams& p, int t, int colum
 }
 
 // A negative t counts as 0: the host cannot check t_rows without waiting for the device.
-OPENMYTHOS_DEVICE int depth_of(const LoopStepParams& p, int64_t n) {
+OPENMYTHOS_DEVICE int depth_of(const LoopStepArgs& p, int64_t n) {
     int t = p.t_rows ? p.t_rows[n] : p.t;
     return t > 0 ? t : 0;
 }
 
 template <class Row, int ROWS>
-OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
+OPENMYTHOS_DEVICE void loop_step(const LoopStepArgs& p) {
     constexpr int VECTORS = 4 / ROWS, WAVES = STEP_THREADS / WAVE;
     using Halted = RowOf<Row, float>;
     constexpr bool ANY = __is_same(Row, AnyRow);
@@ -239,7 +240,7 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepParams& p) {
 }
 
 #define OPENMYTHOS_LOOP_STEP(name, Row, rows)                                                    \
-    OPENMYTHOS_KERNEL(STEP_THREADS) openmythos_loop_step_##name##_rows##rows(LoopStepParams p) { \
+    OPENMYTHOS_KERNEL(STEP_THREADS) openmythos_loop_step_##name##_rows##rows(LoopStepArgs p) { \
         loop_step<Row, rows>(p);                                                                 \
     }
 #define OPENMYTHOS_LOOP_STEPS(name, T)        \

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../core/gpu/rows.h"
+#include "args.h"
 
 // Reads the latent cache, contiguous or paged, of sequences of different lengths.
 

@@ -87,7 +87,7 @@ OPENMYTHOS_DEVICE int query_row(int r) { return wave_index() * TILE + fragment_r
 struct QueryBlock {
     int batch, head, first_row;
 
-    OPENMYTHOS_DEVICE explicit QueryBlock(const MlaDecompressedParams& p) {
+    OPENMYTHOS_DEVICE explicit QueryBlock(const MlaDecompressedArgs& p) {
         const int index = uniform(opaque_in_loop(block_index())),
                   blocks = (p.t + DECOMPRESSED_ROWS - 1) / DECOMPRESSED_ROWS;
         // The last queries see the most keys, so they start first.
@@ -110,7 +110,7 @@ struct DecompressedBlock {
     static constexpr bool OVERLAPS = false;
 #endif
 
-    const MlaDecompressedParams& p;
+    const MlaDecompressedArgs& p;
     uint16_t* const stages;
     // Keys below `unmasked` are visible to every row of the block.
     int unmasked, steps;
@@ -123,7 +123,7 @@ struct DecompressedBlock {
     RunningSoftmax softmax;
     Accumulator out[DV / TILE] = {};
 
-    OPENMYTHOS_DEVICE explicit DecompressedBlock(const MlaDecompressedParams& params)
+    OPENMYTHOS_DEVICE explicit DecompressedBlock(const MlaDecompressedArgs& params)
         : p(params), stages(shared_tiles()) {
         const QueryBlock block(p);
         const int length = length_of(p, block.batch);
@@ -281,7 +281,7 @@ struct DecompressedBlock {
 };
 
 template <class T, int DN, int DR, int DV, int BLOCKS>
-OPENMYTHOS_DEVICE void decompressed_attention(const MlaDecompressedParams& p) {
+OPENMYTHOS_DEVICE void decompressed_attention(const MlaDecompressedArgs& p) {
     DecompressedBlock<T, DN, DR, DV, BLOCKS> block(p);
     if constexpr (block.OVERLAPS)
         block.run_overlapped();

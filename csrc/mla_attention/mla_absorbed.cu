@@ -15,7 +15,7 @@ struct Token {
     int batch, t;
 };
 // Tokens past the end repeat the last one; their results are not stored.
-OPENMYTHOS_DEVICE Token token_of(const MlaParams& p, int index) {
+OPENMYTHOS_DEVICE Token token_of(const MlaArgs& p, int index) {
     int last = p.b * p.t - 1, i = index < last ? index : last;
     return {i / p.t, i % p.t};
 }
@@ -23,7 +23,7 @@ OPENMYTHOS_DEVICE Token token_of(const MlaParams& p, int index) {
 // folded[row] = q_nope[row] . w_uk of its head, for 64 columns of the latent. Eight lanes cover the columns, and each
 // group of eight lanes has its own rows of w_uk.
 template <class T>
-OPENMYTHOS_DEVICE void fold_queries(const MlaParams& p) {
+OPENMYTHOS_DEVICE void fold_queries(const MlaArgs& p) {
     constexpr int COLUMNS = 64, LANES = COLUMNS / VEC, GROUPS = MLA_THREADS / LANES;
     constexpr int AHEAD = sizeof(T) == 4 ? 1 : 4;  // rows of w_uk in flight
     alignas(16) __shared__ float queries[MAX_HEAD][TOKENS];
@@ -78,7 +78,7 @@ OPENMYTHOS_DEVICE void fold_queries(const MlaParams& p) {
 
 // out = w_uv of the head times the splits' outputs, each weighted by its part of the softmax, for p.columns columns.
 template <class T>
-OPENMYTHOS_DEVICE void combine_splits(const MlaParams& p) {
+OPENMYTHOS_DEVICE void combine_splits(const MlaArgs& p) {
     constexpr int ROWS_PER_WAVE = 2;  // of w_uv
     alignas(16) __shared__ float latent[TOKENS][MAX_LATENT];
     __shared__ float weights[TOKENS][MAX_SPLITS];
@@ -185,14 +185,14 @@ OPENMYTHOS_DEVICE void combine_splits(const MlaParams& p) {
 // `blocks`: resident blocks per multiprocessor that the registers are limited for.
 #define OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, ...) \
     OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, blocks)       \
-    openmythos_mla_absorbed_##name##_##dc##_##dr(MlaParams p) { split_kv<T, __VA_ARGS__>(p); }
+    openmythos_mla_absorbed_##name##_##dc##_##dr(MlaArgs p) { split_kv<T, __VA_ARGS__>(p); }
 #define OPENMYTHOS_MLA_MMA(name, T, dc, dr, blocks)                       \
     OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, MmaTile<T, dc, dr, 1>) \
     OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, dc > 256 ? 1 : 2)           \
-    openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaParams p) { split_kv<T, MmaTile<T, dc, dr, 2>>(p); }
+    openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaArgs p) { split_kv<T, MmaTile<T, dc, dr, 2>>(p); }
 #define OPENMYTHOS_MLA(name, T)                                                                               \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaParams p) { fold_queries<T>(p); } \
-    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaParams p) { combine_splits<T>(p); }
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaArgs p) { fold_queries<T>(p); } \
+    OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaArgs p) { combine_splits<T>(p); }
 #define OPENMYTHOS_MLA_16_BITS(name, T)     \
     OPENMYTHOS_MLA(name, T)                 \
     OPENMYTHOS_MLA_MMA(name, T, 256, 32, 2) \

@@ -8,7 +8,7 @@ namespace openmythos::gpu {
 
 // Copies rows [latent | rope key] of every sequence to contiguous memory, zero from the length to a whole number of
 // tiles, so that the attention reads whole tiles without stale values.
-OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaDecompressedParams p) {
+OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaDecompressedArgs p) {
     const int64_t index = int64_t(block_index()) * DECOMPRESSED_WAVES + wave_index();
     if (index >= int64_t(p.b) * p.padded) return;
     const int batch = int(index / p.padded), key = int(index % p.padded);
@@ -27,7 +27,7 @@ OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaDe
 // `blocks`: resident blocks per multiprocessor.
 #define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                       \
     OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                           \
-    openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaDecompressedParams p) { \
+    openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaDecompressedArgs p) { \
         decompressed_attention<T, dn, dr, dv, blocks>(p);                              \
     }
 

@@ -19,7 +19,7 @@ struct Split {
 };
 
 template <int ROWS, int KEYS>
-OPENMYTHOS_DEVICE Split split_of(const MlaParams& p) {
+OPENMYTHOS_DEVICE Split split_of(const MlaArgs& p) {
     Split x;
     x.rows = p.t * p.h;
     const int blocks = (x.rows + ROWS - 1) / ROWS;
@@ -38,7 +38,7 @@ OPENMYTHOS_DEVICE Split split_of(const MlaParams& p) {
 }
 
 template <class T, class Tile>
-OPENMYTHOS_DEVICE void split_kv(const MlaParams& p) {
+OPENMYTHOS_DEVICE void split_kv(const MlaArgs& p) {
     constexpr int ROWS = Tile::ROWS, KEYS = Tile::KEYS, STRIDE = Tile::SCORES_STRIDE;
     constexpr int LANES = SPLIT_THREADS / ROWS, PER_THREAD = KEYS / LANES;  // threads of a row, and keys of each
     static_assert(LANES <= WAVE && PER_THREAD >= 1 && KEYS % LANES == 0);

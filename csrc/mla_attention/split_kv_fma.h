@@ -22,7 +22,7 @@ struct FmaTile {
     float out[ROWS][COLUMNS];
     int lane, wave, parity;
 
-    OPENMYTHOS_DEVICE FmaTile(const MlaParams& p, const Split& split, Shared& shared) {
+    OPENMYTHOS_DEVICE FmaTile(const MlaArgs& p, const Split& split, Shared& shared) {
         lane = lane_index(), wave = wave_index(), parity = 0;
         for (int i = thread_index(); i < ROWS * (DC + DR); i += SPLIT_THREADS) {
             int r = i / (DC + DR), c = i % (DC + DR), row = split.first_row + r;
@@ -60,7 +60,7 @@ struct FmaTile {
         }
     }
 
-    OPENMYTHOS_DEVICE void compute_scores(const MlaParams& p, const Split& split, Shared& shared, int first,
+    OPENMYTHOS_DEVICE void compute_scores(const MlaArgs& p, const Split& split, Shared& shared, int first,
                                           float* partial_scores) {
         int key = first + lane < split.stop ? first + lane : split.stop - 1;
         const KeyPlace place = place_of(p, split.batch, key);
@@ -87,7 +87,7 @@ struct FmaTile {
         for (int i = 0; i < N; i++) shared.probabilities[key + i][row] = x[i];
     }
 
-    OPENMYTHOS_DEVICE void add_values(const MlaParams& p, const Split& split, Shared& shared, int first,
+    OPENMYTHOS_DEVICE void add_values(const MlaArgs& p, const Split& split, Shared& shared, int first,
                                       const float* factors) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {

@@ -32,7 +32,7 @@ struct MmaTile {
     int wave;
     bool has_rope;  // each of the first waves has 16 columns of the rope part
 
-    OPENMYTHOS_DEVICE MmaTile(const MlaParams& p, const Split& split, Shared&) {
+    OPENMYTHOS_DEVICE MmaTile(const MlaArgs& p, const Split& split, Shared&) {
         wave = uniform(wave_index()), has_rope = wave < DR / TILE;
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
@@ -55,7 +55,7 @@ struct MmaTile {
         if (AHEAD && split.start < split.stop) load(p, split, split.start, keys);
     }
 
-    OPENMYTHOS_DEVICE void load(const MlaParams& p, const Split& split, int first, Keys& into) {
+    OPENMYTHOS_DEVICE void load(const MlaArgs& p, const Split& split, int first, Keys& into) {
 #pragma unroll
         for (int s = 0; s < KEY_TILES; s++) {
             const uint16_t *latent[FRAGMENT_ROWS], *rope[FRAGMENT_ROWS];
@@ -72,7 +72,7 @@ struct MmaTile {
         }
     }
 
-    OPENMYTHOS_DEVICE void compute_scores(const MlaParams& p, const Split& split, Shared&, int first,
+    OPENMYTHOS_DEVICE void compute_scores(const MlaArgs& p, const Split& split, Shared&, int first,
                                           float* partial_scores) {
         if (!AHEAD) load(p, split, first, keys);
 #pragma unroll
@@ -98,7 +98,7 @@ struct MmaTile {
         for (int i = 0; i < N; i++) shared.probabilities[row][key + i] = from_float<T>(x[i]).bits;
     }
 
-    OPENMYTHOS_DEVICE void add_values(const MlaParams&, const Split&, Shared& shared, int, const float* factors) {
+    OPENMYTHOS_DEVICE void add_values(const MlaArgs&, const Split&, Shared& shared, int, const float* factors) {
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll

@@ -75,10 +75,10 @@ OPENMYTHOS_DEVICE void multiply_rows(Accumulator (&sums)[GroupedShape::M][Groupe
 // ---- gate and up ------------------------------------------------------------------------------------------------
 
 template <class T>
-OPENMYTHOS_DEVICE void grouped_up(const MoeGroupedParams& q) {
+OPENMYTHOS_DEVICE void grouped_up(const MoeGroupedArgs& q) {
     __shared__ const T* rows[MOE_BLOCK];  // of x; null past the end
     __shared__ float factors[MOE_BLOCK];
-    const MoeParams& p = q.moe;
+    const MoeExpertsArgs& p = q.moe;
     const int thread = thread_index();
     int block = block_index(), first, end, unit, width;
     const T *gate, *up;
@@ -157,9 +157,9 @@ OPENMYTHOS_DEVICE void grouped_up(const MoeGroupedParams& q) {
 // ---- down -------------------------------------------------------------------------------------------------------
 
 template <class T>
-OPENMYTHOS_DEVICE void grouped_down(const MoeGroupedParams& q) {
+OPENMYTHOS_DEVICE void grouped_down(const MoeGroupedArgs& q) {
     __shared__ int rows[MOE_BLOCK];  // of y; -1 past the end
-    const MoeParams& p = q.moe;
+    const MoeExpertsArgs& p = q.moe;
     const int thread = thread_index(), columns = ceil_div(p.d, MOE_BLOCK), row_tiles = ceil_div(p.rows, MOE_BLOCK);
     const int shared_blocks = p.shared_count ? row_tiles * columns : 0, block = block_index();
     int first, end, width, steps = 0, s = 0, experts;
@@ -225,8 +225,8 @@ OPENMYTHOS_DEVICE void grouped_down(const MoeGroupedParams& q) {
 
 // out[n] = the results of its slots in order, then that of the shared experts. One block per row.
 template <class T>
-OPENMYTHOS_DEVICE void sum_slots(const MoeGroupedParams& q) {
-    const MoeParams& p = q.moe;
+OPENMYTHOS_DEVICE void sum_slots(const MoeGroupedArgs& q) {
+    const MoeExpertsArgs& p = q.moe;
     const int row = block_index();
     bool bad = false;
     for (int j = 0; j < p.k; j++) bad |= expert_of(p, row, j) < 0;

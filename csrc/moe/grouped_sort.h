@@ -35,14 +35,14 @@ OPENMYTHOS_DEVICE Rank rank_of(int expert, int (&experts)[SORT_THREADS]) {
 // Calls visit(slot, expert) for the slots of this block's chunk, one per thread at a time. The expert is -1 if there is
 // none.
 template <class Visit>
-OPENMYTHOS_DEVICE void visit_chunk(const MoeGroupedParams& p, Visit visit) {
+OPENMYTHOS_DEVICE void visit_chunk(const MoeGroupedArgs& p, Visit visit) {
     for (int i = 0; i < p.chunk; i += SORT_THREADS) {
         const int64_t slot = int64_t(block_index()) * p.chunk + i + thread_index();
         visit(int(slot), slot < p.moe.slots ? expert_of(p.moe, int(slot)) : -1);
     }
 }
 
-OPENMYTHOS_DEVICE void count_slots(const MoeGroupedParams& p) {
+OPENMYTHOS_DEVICE void count_slots(const MoeGroupedArgs& p) {
     alignas(16) __shared__ int experts[SORT_THREADS];
     __shared__ int counts[MOE_MAX_EXPERTS];
     for (int e = thread_index(); e < p.moe.experts; e += SORT_THREADS) counts[e] = 0;
@@ -77,7 +77,7 @@ OPENMYTHOS_DEVICE int block_prefix(int x, int (&waves)[SORT_THREADS / WAVE]) {
     return before;
 }
 
-OPENMYTHOS_DEVICE void place_slots(const MoeGroupedParams& p) {
+OPENMYTHOS_DEVICE void place_slots(const MoeGroupedArgs& p) {
     alignas(16) __shared__ int experts[SORT_THREADS];
     __shared__ int waves[SORT_THREADS / WAVE];
     // For each expert: number of slots, first position, first tile, and the position of this block's next slot.

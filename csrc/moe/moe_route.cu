@@ -1,5 +1,6 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
+#include "args.h"
 
 // Chooses the k largest of logits + bias, ties to the lower id and NaN as -inf, weights them by the softmax of their
 // raw logits, and counts the rows of each expert. One wave per row with its scores in registers, so that k choices take
@@ -35,7 +36,7 @@ OPENMYTHOS_DEVICE float exp_nonpositive(float x) {
 }
 
 template <int PER_LANE>
-OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
+OPENMYTHOS_DEVICE void moe_route(const MoeRouteArgs& p) {
     __shared__ int chosen[ROUTE_MAX_CHOICES];
     const int first = block_index() * p.rows_per_block, lane = lane_index();
     const int rows = p.rows - first < p.rows_per_block ? p.rows - first : p.rows_per_block;
@@ -88,7 +89,7 @@ OPENMYTHOS_DEVICE void moe_route(const MoeRouteParams& p) {
 }
 
 #define OPENMYTHOS_MOE_ROUTE(experts)                                                                 \
-    OPENMYTHOS_KERNEL(ROUTE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteParams p) { \
+    OPENMYTHOS_KERNEL(ROUTE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteArgs p) { \
         moe_route<experts / WAVE>(p);                                                                 \
     }
 

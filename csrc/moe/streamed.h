@@ -29,7 +29,7 @@ struct ExpertTokens {
 };
 
 // False in every thread of a block whose slot does not lead.
-OPENMYTHOS_DEVICE bool find_hidden_units(const MoeParams& p, HiddenUnits& hidden, ExpertTokens& tokens) {
+OPENMYTHOS_DEVICE bool find_hidden_units(const MoeExpertsArgs& p, HiddenUnits& hidden, ExpertTokens& tokens) {
     const int thread = thread_index();
     int block = block_index();
     if (block < p.shared_blocks) {
@@ -87,7 +87,7 @@ struct DistinctExperts {
 };
 
 template <int ROWS>
-OPENMYTHOS_DEVICE void find_distinct_experts(const MoeParams& p, DistinctExperts<ROWS>& distinct) {
+OPENMYTHOS_DEVICE void find_distinct_experts(const MoeExpertsArgs& p, DistinctExperts<ROWS>& distinct) {
     const int thread = thread_index(), threads = block_threads();
     if (thread == 0) distinct.count = 0;
     for (int s = thread; s < p.slots; s += threads) distinct.ids[s] = expert_of(p, s);
@@ -123,7 +123,7 @@ struct DownMatrix {
 };
 
 template <int ROWS>
-OPENMYTHOS_DEVICE DownMatrix down_matrix(const MoeParams& p, const DistinctExperts<ROWS>& distinct, int index) {
+OPENMYTHOS_DEVICE DownMatrix down_matrix(const MoeExpertsArgs& p, const DistinctExperts<ROWS>& distinct, int index) {
     if (index < distinct.count)
         return {element(p.down, p.x.type, uniform(distinct.expert[index]) * p.down_strides[0]), p.down_strides[1],
                 p.width};
@@ -133,7 +133,7 @@ OPENMYTHOS_DEVICE DownMatrix down_matrix(const MoeParams& p, const DistinctExper
 
 // Offset in `act` of a row's activations for this expert, -1 if the row did not choose it.
 template <int ROWS>
-OPENMYTHOS_DEVICE int64_t act_offset(const MoeParams& p, const DistinctExperts<ROWS>& distinct, int index, int row) {
+OPENMYTHOS_DEVICE int64_t act_offset(const MoeExpertsArgs& p, const DistinctExperts<ROWS>& distinct, int index, int row) {
     if (index >= distinct.count)
         return row < p.rows ? shared_offset(p, index - distinct.count) + int64_t(row) * p.shared_width : -1;
     const int slot = distinct.slot[index][row];
@@ -142,7 +142,7 @@ OPENMYTHOS_DEVICE int64_t act_offset(const MoeParams& p, const DistinctExperts<R
 
 // A row with an id out of range becomes NaN: the host cannot check ids without waiting for the device.
 template <int ROWS>
-OPENMYTHOS_DEVICE float or_nan(const MoeParams& p, const DistinctExperts<ROWS>& distinct, int row, float value) {
+OPENMYTHOS_DEVICE float or_nan(const MoeExpertsArgs& p, const DistinctExperts<ROWS>& distinct, int row, float value) {
     for (int j = 0; j < p.k; j++)
         if (distinct.ids[row * p.k + j] < 0) value = __builtin_nanf("");
     return value;

@@ -43,7 +43,7 @@ constexpr int VECTOR_THREADS = 256;
 
 // A wave computes HIDDEN hidden units.
 template <class Data, int ROWS, int HIDDEN>
-OPENMYTHOS_DEVICE void streamed_up_fma(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_up_fma(const MoeExpertsArgs& p) {
     constexpr int COUNT = 2 * HIDDEN * ROWS, LANES = WAVE / COUNT, AHEAD = ROWS == 1 ? Data::AHEAD_UP : 1;
     __shared__ ExpertTokens tokens;
     HiddenUnits hidden;
@@ -92,7 +92,7 @@ OPENMYTHOS_DEVICE void streamed_up_fma(const MoeParams& p) {
 
 // A block computes COLUMNS columns of the result. Its waves take turns over the hidden units of all experts.
 template <class Data, int ROWS, int COLUMNS>
-OPENMYTHOS_DEVICE void streamed_down_fma(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_down_fma(const MoeExpertsArgs& p) {
     constexpr int COUNT = COLUMNS * ROWS, STEP = WAVE * VEC, WAVES = VECTOR_THREADS / WAVE;
     constexpr int AHEAD = ROWS == 1 ? Data::AHEAD_DOWN : 1;
     __shared__ DistinctExperts<ROWS> distinct;

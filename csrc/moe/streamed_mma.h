@@ -64,7 +64,7 @@ OPENMYTHOS_DEVICE void store_tile(float* tile, const float (&acc)[8]) {
 
 // A block computes 16 hidden units.
 template <class T>
-OPENMYTHOS_DEVICE void streamed_up_mma(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_up_mma(const MoeExpertsArgs& p) {
     __shared__ ExpertTokens tokens;
     __shared__ float partial[UP_WAVES][2][TILE * TILE];
     HiddenUnits hidden;
@@ -97,7 +97,7 @@ OPENMYTHOS_DEVICE void streamed_up_mma(const MoeParams& p) {
 
 // A block computes 16 columns of the result; K runs over the hidden units of all experts in turn.
 template <class T>
-OPENMYTHOS_DEVICE void streamed_down_mma(const MoeParams& p) {
+OPENMYTHOS_DEVICE void streamed_down_mma(const MoeExpertsArgs& p) {
     __shared__ DistinctExperts<MOE_MAX_ROWS> distinct;
     __shared__ float partial[DOWN_WAVES][TILE * TILE];
     find_distinct_experts(p, distinct);

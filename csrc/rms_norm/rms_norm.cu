@@ -1,5 +1,6 @@
 #include "../core/gpu/reduce.h"
 #include "../core/gpu/rows.h"
+#include "args.h"
 
 // out = s * rsqrt(mean(s^2) + eps) * weight with s = x + residual. One block per row, which stays in registers.
 
@@ -8,7 +9,7 @@ namespace openmythos::gpu {
 constexpr int NORM_THREADS = 1024, VECTORS_PER_THREAD = 2;  // rows of up to 16384 columns
 
 template <class In, class Out>
-OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
+OPENMYTHOS_DEVICE void rms_norm(const RmsNormArgs& p) {
     __shared__ float scratch[NORM_THREADS / WAVE];
     const int64_t n = block_index();
     const int step = block_threads() * VEC;
@@ -62,7 +63,7 @@ OPENMYTHOS_DEVICE void rms_norm(const RmsNormParams& p) {
 }
 
 #define OPENMYTHOS_RMS_NORM(in, out, In, Out) \
-    OPENMYTHOS_KERNEL(NORM_THREADS) openmythos_rms_norm_##in##_##out(RmsNormParams p) { rms_norm<In, Out>(p); }
+    OPENMYTHOS_KERNEL(NORM_THREADS) openmythos_rms_norm_##in##_##out(RmsNormArgs p) { rms_norm<In, Out>(p); }
 
 OPENMYTHOS_RMS_NORM(f32, f32, FastRow<float>, FastRow<float>)
 OPENMYTHOS_RMS_NORM(f32, bf16, FastRow<float>, FastRow<bf16>)

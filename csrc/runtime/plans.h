@@ -10,7 +10,7 @@ namespace openmythos::runtime {
 constexpr int VEC = 8;  // columns per thread and load
 
 // Bytes of an element.
-inline int64_t size_of(gpu::Type type) { return type == gpu::Type::float32 ? 4 : 2; }
+inline int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
 // All rows are 16-byte aligned.
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const gpu::Rows& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
@@ -35,36 +35,36 @@ struct MlaPlan {
     Launch fold, splits, combine;
 };
 
-Launch plan(gpu::RmsNormParams& params);
-Launch plan(gpu::LoopStepParams& params, int multiprocessors);
-Launch plan(gpu::MoeRouteParams& params);
+Launch plan(RmsNormArgs& params);
+Launch plan(LoopStepArgs& params, int multiprocessors);
+Launch plan(MoeRouteArgs& params);
 
 // `down` reads what `up` wrote. Without experts `up` has no blocks and must not be launched.
 struct MoePlan {
     Launch up, down;
 };
-MoePlan plan(gpu::MoeParams& params);
+MoePlan plan(MoeExpertsArgs& params);
 // All rows of x and of the weights are 16-byte aligned, and all sizes are multiples of VEC.
-bool is_aligned(const gpu::MoeParams& params);
+bool is_aligned(const MoeExpertsArgs& params);
 
 // For more rows. Each launch reads what the ones before it wrote; skip those without blocks.
 struct MoeGroupedPlan {
     Launch launches[5];
 };
 // Sets how slots are divided among blocks, and returns the largest grid of any launch.
-int64_t deal(gpu::MoeGroupedParams& params);
-int64_t scratch_bytes(const gpu::MoeGroupedParams& params);
-MoeGroupedPlan plan(gpu::MoeGroupedParams& params, void* scratch, const gpu::SharedTiles& tiles);
+int64_t deal(MoeGroupedArgs& params);
+int64_t scratch_bytes(const MoeGroupedArgs& params);
+MoeGroupedPlan plan(MoeGroupedArgs& params, void* scratch, const gpu::SharedTiles& tiles);
 
 // Sets the number of splits, and returns the bytes of scratch that plan() needs, aligned to 256.
-int64_t scratch_bytes(gpu::MlaParams& params, gpu::Type type, int multiprocessors);
-MlaPlan plan(gpu::MlaParams& params, gpu::Type type, void* scratch);
+int64_t scratch_bytes(MlaArgs& params, Type type, int multiprocessors);
+MlaPlan plan(MlaArgs& params, Type type, void* scratch);
 
 // The decompressed form: params from the arguments alone; the number of heads whose keys and values are in memory at a
 // time; the gather of a ragged or paged latent; the attention.
-gpu::MlaDecompressedParams decompressed_params(const gpu::MlaParams& params);
-int64_t heads_at_a_time(const gpu::MlaDecompressedParams& params);
-Launch gather_plan(const gpu::MlaDecompressedParams& params);
-Launch plan(const gpu::MlaDecompressedParams& params, gpu::Type type, const gpu::SharedTiles& tiles);
+MlaDecompressedArgs decompressed_params(const MlaArgs& params);
+int64_t heads_at_a_time(const MlaDecompressedArgs& params);
+Launch gather_plan(const MlaDecompressedArgs& params);
+Launch plan(const MlaDecompressedArgs& params, Type type, const gpu::SharedTiles& tiles);
 
 }  // namespace openmythos::runtime

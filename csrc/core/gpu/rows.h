@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../../gpu/params.h"
+#include "../types.h"
 #include "vendor.h"
 
 // Rows of any storage type, loaded and stored as float32, eight columns per thread.
@@ -62,7 +62,7 @@ OPENMYTHOS_DEVICE void store_vector(T* p, const float (&x)[VEC]) {
 template <class T>
 struct FastRow {
     T* p;
-    OPENMYTHOS_DEVICE static FastRow of(const Rows& x, int64_t n) { return {static_cast<T*>(x.data) + n * x.stride}; }
+    OPENMYTHOS_DEVICE static FastRow of(const Matrix& x, int64_t n) { return {static_cast<T*>(x.data) + n * x.stride}; }
     OPENMYTHOS_DEVICE void load(int i, int, float (&x)[VEC]) const { load_vector(p + i, x); }
     OPENMYTHOS_DEVICE void store(int i, int, const float (&x)[VEC]) const { store_vector(p + i, x); }
 };
@@ -100,7 +100,7 @@ OPENMYTHOS_DEVICE float or_zero(bool valid, float x) { return valid ? x : 0.f; }
 struct AnyRow {
     void* p;
     Type type;
-    OPENMYTHOS_DEVICE static AnyRow of(const Rows& x, int64_t n) {
+    OPENMYTHOS_DEVICE static AnyRow of(const Matrix& x, int64_t n) {
         return {static_cast<char*>(x.data) + n * x.stride * (x.type == Type::float32 ? 4 : 2), x.type};
     }
     OPENMYTHOS_DEVICE void load(int i, int left, float (&x)[VEC]) const {

@@ -6,7 +6,7 @@
 namespace openmythos::runtime {
 
 // Sets `aligned` and the frequency of the embedding.
-Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
+Launch plan(LoopStepArgs& p, int multiprocessors) {
     constexpr double THETA = 10000.;
     double frequency = p.loop_dim ? -2. * std::log2(THETA) / p.loop_dim : 0.;
     p.frequency_hi = float(frequency), p.frequency_lo = float(frequency - p.frequency_hi);
@@ -29,7 +29,7 @@ Launch plan(gpu::LoopStepParams& p, int multiprocessors) {
             break;
         }
     }
-    constexpr const char* names[gpu::TYPES][3] = {
+    constexpr const char* names[TYPES][3] = {
         {"openmythos_loop_step_f32_rows1", "openmythos_loop_step_f32_rows2", "openmythos_loop_step_f32_rows4"},
         {"openmythos_loop_step_bf16_rows1", "openmythos_loop_step_bf16_rows2", "openmythos_loop_step_bf16_rows4"},
         {"openmythos_loop_step_f16_rows1", "openmythos_loop_step_f16_rows2", "openmythos_loop_step_f16_rows4"}};

@@ -4,7 +4,7 @@
 
 namespace openmythos::runtime {
 
-using gpu::Type;
+using Type;
 
 namespace {
 
@@ -17,9 +17,9 @@ constexpr int64_t MIN_KEYS_PER_SPLIT = 64, MAX_SPLITS = 256;
     {"openmythos_mla_absorbed_" name "_256_32", "openmythos_mla_absorbed_" name "_384_32",  \
      "openmythos_mla_absorbed_" name "_512_64", "openmythos_mla_absorbed_" name "_1024_64", \
      "openmythos_mla_absorbed_" name "_fold",   "openmythos_mla_absorbed_" name "_combine"}
-constexpr const char* NAMES[gpu::TYPES][WIDTHS + 2] = {OPENMYTHOS_MLA_NAMES("f32"), OPENMYTHOS_MLA_NAMES("bf16"),
+constexpr const char* NAMES[TYPES][WIDTHS + 2] = {OPENMYTHOS_MLA_NAMES("f32"), OPENMYTHOS_MLA_NAMES("bf16"),
                                                        OPENMYTHOS_MLA_NAMES("f16")};
-constexpr const char* NAMES_ROWS32[gpu::TYPES][WIDTHS] = {
+constexpr const char* NAMES_ROWS32[TYPES][WIDTHS] = {
     {},
     {"openmythos_mla_absorbed_bf16_256_32_rows32", "openmythos_mla_absorbed_bf16_384_32_rows32",
      "openmythos_mla_absorbed_bf16_512_64_rows32"},
@@ -29,25 +29,25 @@ constexpr const char* NAMES_ROWS32[gpu::TYPES][WIDTHS] = {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows (token, head) of a block: more rows read the latent less often, but 32 need more than 16 rows to pay.
-int64_t block_rows(const gpu::MlaParams& p, Type type) {
+int64_t block_rows(const MlaArgs& p, Type type) {
     if (type == Type::float32) return p.dc > 384 ? 8 : 16;
     return p.dc <= 512 && int64_t(p.t) * p.h > 16 ? 32 : 16;
 }
 // Resident blocks per multiprocessor.
-int64_t resident(const gpu::MlaParams& p, Type type) {
+int64_t resident(const MlaArgs& p, Type type) {
     return p.dc > 512 || (p.dc > 256 && block_rows(p, type) > 16) ? 1 : 2;
 }
 
 int64_t rounded(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
-int64_t folded_bytes(const gpu::MlaParams& p, Type type) {
+int64_t folded_bytes(const MlaArgs& p, Type type) {
     return rounded(int64_t(p.b) * p.t * p.h * p.dc * size_of(type));
 }
-int64_t part_bytes(const gpu::MlaParams& p) { return rounded(int64_t(p.b) * p.splits * p.t * p.h * p.dc * 4); }
+int64_t part_bytes(const MlaArgs& p) { return rounded(int64_t(p.b) * p.splits * p.t * p.h * p.dc * 4); }
 
 }  // namespace
 
 // Depends on shapes and the device alone, so that a sequence's result does not depend on other lengths in the batch.
-int64_t scratch_bytes(gpu::MlaParams& p, Type type, int multiprocessors) {
+int64_t scratch_bytes(MlaArgs& p, Type type, int multiprocessors) {
     const int64_t blocks = p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p, type));
     const int64_t wanted = multiprocessors * resident(p, type) / std::max<int64_t>(blocks, 1);
     p.splits = int32_t(std::max<int64_t>(1, std::min({wanted, ceil_div(p.total, MIN_KEYS_PER_SPLIT), MAX_SPLITS})));
@@ -59,7 +59,7 @@ int64_t scratch_bytes(gpu::MlaParams& p, Type type, int multiprocessors) {
     return folded_bytes(p, type) + part_bytes(p) + int64_t(p.b) * p.splits * p.t * p.h * 4;
 }
 
-MlaPlan plan(gpu::MlaParams& p, Type type, void* scratch) {
+MlaPlan plan(MlaArgs& p, Type type, void* scratch) {
     char* at = static_cast<char*>(scratch);
     p.folded = at;
     p.part = reinterpret_cast<float*>(at += folded_bytes(p, type));

@@ -22,8 +22,7 @@ struct Row {
 struct AnyRow {
     Matrix x;
     static AnyRow of(const Matrix& x, int64_t n) {
-        int64_t size = x.type == Type::float32 ? 4 : 2;
-        return {{static_cast<char*>(x.data) + n * x.stride * size, x.stride, x.type}};
+        return {{static_cast<char*>(x.data) + n * x.stride * size_of(x.type), x.stride, x.type, 0}};
     }
     vec get(int64_t i, int64_t n) const {
         return x.type == Type::float32 ? load_upto(static_cast<float*>(x.data) + i, n)
@@ -48,17 +47,17 @@ struct Embeddings {
 constexpr int64_t MAX_EMBEDDINGS = 1024;
 
 void embed(const LoopStepArgs& args, const double* frequency, int64_t t, float* row) {
-    int64_t half = ceil_div(args.loop_dim, 2);
+    int64_t half = ceil_div(int64_t(args.loop_dim), 2);
     for (int64_t i = 0; i < half; i++) {
         double angle = double(t) * frequency[i];
         row[i] = float(__builtin_sin(angle));
-        if (half + i < args.loop_dim) row[half + i] = float(__builtin_cos(angle));
+        if (half + i < int64_t(args.loop_dim)) row[half + i] = float(__builtin_cos(angle));
     }
 }
 
 // Outputs that no one reads soon and that are not in cache already skip the read that a normal store begins with.
 bool streams(const LoopStepArgs& args, const Matrix& out, const Matrix& source) {
-    if (!out.data || out.data == source.data || args.n * args.d < (1 << 20) || args.d % VL) return false;
+    if (!out.data || out.data == source.data || args.n * int64_t(args.d) < (1 << 20) || int64_t(args.d) % VL) return false;
     int64_t size = out.type == Type::float32 ? 4 : 2;
     return reinterpret_cast<uintptr_t>(out.data) % 64 == 0 && out.stride * size % 64 == 0;
 }
@@ -71,10 +70,10 @@ struct Step {
     // low[r][k] = (block_out[r] . lora_down[k]) * lora_scale: four rows by four ranks a sweep.
     template <class R, int N>
     void low_rank(const R (&block_out)[N], int64_t first, float* low) const {
-        const int64_t d = args.d;
-        for (int64_t k = 0; k < args.rank; k += 4) {
+        const int64_t d = int64_t(args.d);
+        for (int64_t k = 0; k < int64_t(args.rank); k += 4) {
             const float* down[4];
-            for (int j = 0; j < 4; j++) down[j] = args.lora_down + min_of(k + j, args.rank - 1) * d;
+            for (int j = 0; j < 4; j++) down[j] = args.lora_down + min_of(k + j, int64_t(args.rank) - 1) * d;
             vec acc[N][4];
 #pragma GCC unroll 4
             for (int r = 0; r < N; r++) {
@@ -104,18 +103,18 @@ struct Step {
             for (int r = 0; r < N; r++) {
                 float sums[4];
                 _mm_storeu_ps(sums, sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
-                const float* scale = args.lora_scale + min_of(depth(first + r), args.scale_rows - 1) * args.rank;
-                for (int64_t j = 0; j < min_of(4, args.rank - k); j++)
-                    low[r * args.rank + k + j] = sums[j] * scale[k + j];
+                const float* scale = args.lora_scale + min_of(depth(first + r), int64_t(args.scale_rows) - 1) * int64_t(args.rank);
+                for (int64_t j = 0; j < min_of(4, int64_t(args.rank) - k); j++)
+                    low[r * int64_t(args.rank) + k + j] = sums[j] * scale[k + j];
             }
         }
     }
 
-    int64_t depth(int64_t row) const { return args.t_rows ? args.t_rows[row] : args.t; }
+    int64_t depth(int64_t row) const { return args.t_rows ? args.t_rows[row] : int64_t(args.t); }
 
     template <class R, int N>
     void rows(int64_t first, float* scratch) const {
-        const int64_t d = args.d, rank = args.rank, row = round_up(d, VL);
+        const int64_t d = int64_t(args.d), rank = int64_t(args.rank), row = round_up(d, VL);
         float *h_exact = scratch, *low = h_exact + 4 * row, *own = low + round_up(4 * rank, VL);
         const bool next = args.x_next.data != nullptr;
         R h[N], e[N], block_out[N], h_new[N];
@@ -126,9 +125,9 @@ struct Step {
             block_out[r] = R::of(args.block_out, first + r), h_new[r] = R::of(args.h_new, first + r);
             int64_t t = depth(first + r) - embeddings.first;
             embedding[r] =
-                embeddings.count ? embeddings.table + t * args.loop_dim : own + r * round_up(args.loop_dim, VL);
+                embeddings.count ? embeddings.table + t * int64_t(args.loop_dim) : own + r * round_up(int64_t(args.loop_dim), VL);
             if (next && !embeddings.count)
-                embed(args, embeddings.frequency, depth(first + r) + 1, own + r * round_up(args.loop_dim, VL));
+                embed(args, embeddings.frequency, depth(first + r) + 1, own + r * round_up(int64_t(args.loop_dim), VL));
         }
         low_rank(block_out, first, low);
 
@@ -136,7 +135,7 @@ struct Step {
 #pragma GCC unroll 4
         for (int r = 0; r < N; r++) halt[r] = squares[r] = zero();
         auto with_embedding = [&](int r, vec x, int64_t i, int64_t n) __attribute__((always_inline)) {
-            int64_t left = next ? args.loop_dim - i : 0;
+            int64_t left = next ? int64_t(args.loop_dim) - i : 0;
             return left > 0 ? x + load_upto(embedding[r] + i, min_of(left, n)) : x;
         };
         Row<float> h_out[N];
@@ -241,15 +240,15 @@ void loop_step(const Threads& threads, const LoopStepArgs& args) {
     bool next = args.x_next.data != nullptr;
     Embeddings embeddings{nullptr, nullptr, low, next ? high - low + 1 : 0};
     if (embeddings.count > min_of(MAX_EMBEDDINGS, max_of(args.n, 1))) embeddings.count = 0;
-    int64_t half = ceil_div(args.loop_dim, 2);
-    int64_t per_worker = 4 * (round_up(args.d, VL) + round_up(args.loop_dim, VL)) + round_up(4 * args.rank, VL) + VL;
+    int64_t half = ceil_div(int64_t(args.loop_dim), 2);
+    int64_t per_worker = 4 * (round_up(int64_t(args.d), VL) + round_up(int64_t(args.loop_dim), VL)) + round_up(4 * int64_t(args.rank), VL) + VL;
     Carver carver;
     double* frequency;
     float* scratch;
     auto carve = [&] {
         carver.used = 0;
         frequency = carver.take<double>(half);
-        embeddings.table = carver.take<float>(embeddings.count * args.loop_dim);
+        embeddings.table = carver.take<float>(embeddings.count * int64_t(args.loop_dim));
         scratch = carver.take<float>(threads.count * per_worker);
     };
     carve();
@@ -259,7 +258,7 @@ void loop_step(const Threads& threads, const LoopStepArgs& args) {
     for (int64_t i = 0; next && i < half; i++)
         frequency[i] = __builtin_pow(10000., -2. * double(i) / double(args.loop_dim));
     for (int64_t t = 0; t < embeddings.count; t++)
-        embed(args, frequency, low + t + 1, embeddings.table + t * args.loop_dim);
+        embed(args, frequency, low + t + 1, embeddings.table + t * int64_t(args.loop_dim));
 
     Step step{args, embeddings, streams(args, args.h_new, args.h), streams(args, args.h_out_new, args.h_out),
               streams(args, args.x_next, args.block_out)};

@@ -1,51 +1,10 @@
-#include "linear.h"
-#include "moe/hidden.h"
+#include "../linear/cpu.h"
+#include "cpu_hidden.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Bounds the scratch memory; by then every expert has enough rows to be limited by arithmetic.
+// Rows of one chunk bound the scratch memory; by then every expert has enough rows to be limited by arithmetic.
 constexpr int64_t CHUNK_TOKENS = 4096;
-
-template <class T>
-static void swiglu_chunk(const Threads& threads, const SwigluArgs& args, int64_t begin, int64_t n) {
-    Expert<T> expert{};
-    expert.gate = static_cast<const T*>(args.gate.data), expert.gate_stride = args.gate.stride;
-    expert.up = static_cast<const T*>(args.up.data), expert.up_stride = args.up.stride;
-    expert.rows = n;
-    Split total = lay_out(&expert, 1);
-    Hidden<T> hidden{};
-    hidden.experts = &expert, hidden.count = hidden.owners = 1, hidden.d = args.d, hidden.i = args.i;
-    Carver carver;
-    float* scratch;
-    int64_t per_worker = max_of(hidden_scratch(), projection_scratch());
-    auto carve = [&] {
-        carver.used = 0;
-        hidden.x_rows = carver.take<const T*>(n);
-        hidden.x_packed = carver.take<float>(total.groups * hidden.x_group());
-        hidden.h_packed = carver.take<float>(total.groups * hidden.h_group());
-        hidden.h_rest = carver.take<T>(total.rest * hidden.h_stride());
-        hidden.h_rows = carver.take<const T*>(total.rest);
-        scratch = carver.take<float>(threads.count * per_worker);
-    };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
-    hidden.scratch = scratch;
-    const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
-    for (int64_t r = 0; r < n; r++) hidden.x_rows[r] = x + r * args.x.stride;
-    compute_hidden(threads, hidden, &expert);
-    Tokens<T> tokens{expert.split, hidden.h_packed, hidden.h_group(), hidden.h_rows};
-    project(threads, tokens, static_cast<const T*>(args.down.data), args.down.stride, args.o, args.i,
-            static_cast<T*>(args.out.data) + begin * args.out.stride, args.out.stride, scratch);
-}
-
-void swiglu(const Threads& threads, const SwigluArgs& args) {
-    for (int64_t begin = 0; begin < args.n; begin += CHUNK_TOKENS) {
-        int64_t n = min_of(CHUNK_TOKENS, args.n - begin);
-        args.x.type == Type::float32 ? swiglu_chunk<float>(threads, args, begin, n)
-                                     : swiglu_chunk<bf16>(threads, args, begin, n);
-    }
-}
 
 // Tokens of one chunk sorted by expert, in the order of (expert, token, slot).
 struct Sorted {
@@ -57,7 +16,7 @@ template <class T>
 static int64_t sort_by_expert(const MoeExpertsArgs& args, int64_t begin, int64_t n, int64_t* start, Expert<T>* experts,
                               const Sorted& sorted) {
     for (int64_t e = 0; e <= args.experts; e++) start[e] = 0;
-    auto id = [&](int64_t r, int64_t j) { return args.ids[(begin + r) * args.ids_stride + j]; };
+    auto id = [&](int64_t r, int64_t j) { return expert_id(args, begin + r, j); };
     for (int64_t r = 0; r < n; r++)
         for (int64_t j = 0; j < args.k; j++) start[id(r, j) + 1]++;
     for (int64_t e = 0; e < args.experts; e++) start[e + 1] += start[e];
@@ -65,11 +24,10 @@ static int64_t sort_by_expert(const MoeExpertsArgs& args, int64_t begin, int64_t
     for (int64_t e = 0; e < args.experts; e++) {
         if (start[e] == start[e + 1]) continue;
         Expert<T> expert{};
-        expert.gate = static_cast<const T*>(args.gate_up) + e * args.gate_up_strides[0];
-        expert.up = expert.gate + args.gate_up_strides[1];
-        expert.gate_stride = expert.up_stride = args.gate_up_strides[2];
-        expert.down = static_cast<const T*>(args.down) + e * args.down_strides[0];
-        expert.down_stride = args.down_strides[1];
+        const ExpertWeights weights = expert_weights(args, e);
+        expert.gate = static_cast<const T*>(weights.gate.data), expert.gate_stride = weights.gate.stride;
+        expert.up = static_cast<const T*>(weights.up.data), expert.up_stride = weights.up.stride;
+        expert.down = static_cast<const T*>(weights.down.data), expert.down_stride = weights.down.stride;
         expert.first = start[e], expert.rows = start[e + 1] - start[e];
         experts[active++] = expert;
     }
@@ -155,45 +113,57 @@ static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t rou
     });
 }
 
-// Shared experts follow the routed ones and own one set of packed rows together. Returns how many own packed rows.
+// A shared expert is cut into slices of a routed expert's width, which is exact since a SwiGLU is elementwise in its
+// hidden units.
+static int64_t shared_slices(const MoeExpertsArgs& args) {
+    return args.width ? args.shared_width / args.width : 0;
+}
+
+// The slices follow the routed experts and share one set of packed rows. Returns how many experts own packed rows.
 template <class T>
 static int64_t append_shared(const MoeExpertsArgs& args, int64_t n, int64_t routed, Expert<T>* experts,
                              const Sorted& sorted) {
-    int64_t first = n * args.k;
-    for (int64_t r = 0; r < n && args.shared_count; r++)
-        sorted.token[first + r] = int32_t(r), sorted.weight[first + r] = 1;
+    const int64_t first = n * args.k, width = args.width;
+    Expert<T>* slice = experts + routed;
     for (int64_t s = 0; s < args.shared_count; s++) {
-        const SharedSlice& slice = args.shared[s];
-        Expert<T>& expert = experts[routed + s] = {};
-        expert.gate = static_cast<const T*>(slice.gate.data), expert.gate_stride = slice.gate.stride;
-        expert.up = static_cast<const T*>(slice.up.data), expert.up_stride = slice.up.stride;
-        expert.down = static_cast<const T*>(slice.down.data), expert.down_stride = slice.down.stride;
-        expert.first = first, expert.rows = n;
+        const MoeShared& shared = args.shared[s];
+        for (int64_t unit = 0; unit < shared.width; unit += width, slice++) {
+            *slice = {};
+            slice->gate = static_cast<const T*>(shared.gate) + unit * shared.gate_stride;
+            slice->up = static_cast<const T*>(shared.up) + unit * shared.up_stride;
+            slice->down = static_cast<const T*>(shared.down) + unit;
+            slice->gate_stride = shared.gate_stride, slice->up_stride = shared.up_stride;
+            slice->down_stride = shared.down_stride;
+            slice->first = first, slice->rows = n;
+        }
     }
-    return routed + (args.shared_count ? 1 : 0);
+    const bool any = slice != experts + routed;
+    for (int64_t r = 0; r < n && any; r++) sorted.token[first + r] = int32_t(r), sorted.weight[first + r] = 1;
+    return routed + any;
 }
 
 template <class T>
 static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args, int64_t begin, int64_t n) {
     Hidden<T> hidden{};
-    hidden.d = args.d, hidden.i = args.i;
+    const int64_t k = args.k, slices = shared_slices(args);
+    hidden.d = args.d, hidden.i = args.width;
     Sorted sorted{};
     Carver carver;
-    int64_t routed_rows = n * args.k, rows = routed_rows + (args.shared_count ? n : 0);
+    int64_t routed_rows = n * k, rows = routed_rows + (slices ? n : 0);
     // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
-    int64_t most_experts = min_of(routed_rows, args.experts);
+    int64_t most_experts = min_of(routed_rows, int64_t(args.experts));
     int64_t most_groups = min_of(routed_rows / VL + most_experts, 2 * routed_rows / (DOT_REST + 1));
     int64_t most_rest = min_of(routed_rows, most_experts * DOT_REST);
     Split all = split_tokens(n);
-    int64_t x_groups = most_groups + (args.shared_count ? all.groups : 0);
-    int64_t h_groups = most_groups + args.shared_count * all.groups, h_rest = most_rest + args.shared_count * all.rest;
+    int64_t x_groups = most_groups + (slices ? all.groups : 0);
+    int64_t h_groups = most_groups + slices * all.groups, h_rest = most_rest + slices * all.rest;
     int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
     Expert<T>* experts;
     int64_t* start;
     auto carve = [&] {
         carver.used = 0;
-        experts = carver.take<Expert<T>>(most_experts + args.shared_count);
-        start = carver.take<int64_t>(args.experts + 1);
+        experts = carver.take<Expert<T>>(most_experts + slices);
+        start = carver.take<int64_t>(int64_t(args.experts) + 1);
         sorted.token = carver.take<int32_t>(rows);
         sorted.weight = carver.take<float>(rows);
         hidden.x_rows = carver.take<const T*>(rows);
@@ -207,10 +177,10 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
     int64_t routed = sort_by_expert(args, begin, n, start, experts, sorted);
-    hidden.experts = experts, hidden.count = routed + args.shared_count;
+    hidden.experts = experts, hidden.count = routed + slices;
     hidden.owners = append_shared(args, n, routed, experts, sorted);
     Split total = lay_out(experts, hidden.count);
-    for (int64_t s = 1; s < args.shared_count; s++) experts[routed + s].first_x_group = experts[routed].first_x_group;
+    for (int64_t s = 1; s < slices; s++) experts[routed + s].first_x_group = experts[routed].first_x_group;
     const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
     for (int64_t r = 0; r < rows; r++) hidden.x_rows[r] = x + sorted.token[r] * args.x.stride;
     compute_hidden(threads, hidden, experts);
@@ -219,8 +189,8 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
 }
 
 void moe_experts(const Threads& threads, const MoeExpertsArgs& args) {
-    for (int64_t begin = 0; begin < args.n; begin += CHUNK_TOKENS) {
-        int64_t n = min_of(CHUNK_TOKENS, args.n - begin);
+    for (int64_t begin = 0; begin < args.rows; begin += CHUNK_TOKENS) {
+        int64_t n = min_of(CHUNK_TOKENS, args.rows - begin);
         args.x.type == Type::float32 ? moe_experts_chunk<float>(threads, args, begin, n)
                                      : moe_experts_chunk<bf16>(threads, args, begin, n);
     }

@@ -30,8 +30,9 @@ static void route_row(const T* logits, const float* bias, int64_t experts, int64
 }
 
 void moe_route(const Threads& threads, const MoeRouteArgs& args) {
-    for_tasks(threads, ceil_div(args.n, ROUTE_ROWS), [&](int64_t task, int64_t) {
-        for (int64_t n = task * ROUTE_ROWS; n < min_of(args.n, (task + 1) * ROUTE_ROWS); n++) {
+    const int64_t rows = args.rows;
+    for_tasks(threads, ceil_div(rows, ROUTE_ROWS), [&](int64_t task, int64_t) {
+        for (int64_t n = task * ROUTE_ROWS; n < min_of(rows, (task + 1) * ROUTE_ROWS); n++) {
             int32_t* ids = args.ids + n * args.ids_stride;
             float* weights = args.weights + n * args.weights_stride;
             if (args.logits.type == Type::float32)
@@ -43,7 +44,7 @@ void moe_route(const Threads& threads, const MoeRouteArgs& args) {
         }
     });
     for (int64_t e = 0; e < args.experts; e++) args.counts[e] = 0;
-    for (int64_t n = 0; n < args.n; n++)
+    for (int64_t n = 0; n < rows; n++)
         for (int64_t j = 0; j < args.k; j++) args.counts[args.ids[n * args.ids_stride + j]]++;
 }
 

@@ -5,11 +5,11 @@
 
 namespace openmythos::runtime {
 
-using gpu::Type;
+using Type;
 
 namespace {
 
-constexpr int64_t BLOCK = gpu::MOE_BLOCK, UNITS = BLOCK / 2, THREADS = gpu::MOE_BLOCK_THREADS;
+constexpr int64_t BLOCK = MOE_BLOCK, UNITS = BLOCK / 2, THREADS = MOE_BLOCK_THREADS;
 
 // The instances in moe_grouped.cu.
 struct Kernels {
@@ -23,45 +23,45 @@ constexpr Kernels F16 = {"openmythos_moe_grouped_up_f16", "openmythos_moe_groupe
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Grids of the two GEMMs.
-int64_t up_blocks(const gpu::MoeGroupedParams& p) {
+int64_t up_blocks(const MoeGroupedArgs& p) {
     int64_t blocks = p.tile_count * ceil_div(p.moe.width, UNITS);
     for (int s = 0; s < p.moe.shared_count; s++)
         blocks += ceil_div(p.moe.rows, BLOCK) * ceil_div(p.moe.shared[s].width, UNITS);
     return blocks;
 }
-int64_t down_blocks(const gpu::MoeGroupedParams& p) {
+int64_t down_blocks(const MoeGroupedArgs& p) {
     return (p.tile_count + (p.moe.shared_count ? ceil_div(p.moe.rows, BLOCK) : 0)) * ceil_div(p.moe.d, BLOCK);
 }
 
 // Parts of the scratch in bytes, each a multiple of 16.
-int64_t tile_bytes(const gpu::MoeGroupedParams& p) { return p.tile_count * int64_t(sizeof(gpu::MoeTile)); }
-int64_t act_bytes(const gpu::MoeGroupedParams& p) {
+int64_t tile_bytes(const MoeGroupedArgs& p) { return p.tile_count * int64_t(sizeof(MoeTile)); }
+int64_t act_bytes(const MoeGroupedArgs& p) {
     return 2 * (int64_t(p.moe.slots) * p.moe.width + int64_t(p.moe.rows) * p.moe.shared_width);
 }
-int64_t y_bytes(const gpu::MoeGroupedParams& p) {
+int64_t y_bytes(const MoeGroupedArgs& p) {
     return 2 * (int64_t(p.moe.slots) + (p.moe.shared_count ? p.moe.rows : 0)) * p.moe.d;
 }
-int64_t count_bytes(const gpu::MoeGroupedParams& p) { return 4 * int64_t(p.chunks) * p.moe.experts; }
+int64_t count_bytes(const MoeGroupedArgs& p) { return 4 * int64_t(p.chunks) * p.moe.experts; }
 
 }  // namespace
 
-int64_t deal(gpu::MoeGroupedParams& p) {
+int64_t deal(MoeGroupedArgs& p) {
     const int64_t slots = p.moe.slots;
-    p.chunk = int32_t(ceil_div(ceil_div(slots, gpu::MOE_MAX_CHUNKS), THREADS) * THREADS);
+    p.chunk = int32_t(ceil_div(ceil_div(slots, MOE_MAX_CHUNKS), THREADS) * THREADS);
     p.chunks = slots ? int32_t(ceil_div(slots, p.chunk)) : 0;
     p.tile_count = int32_t((slots + std::min<int64_t>(p.moe.experts, slots) * (BLOCK - 1)) / BLOCK);
     return std::max({up_blocks(p), down_blocks(p), int64_t(p.moe.rows)});
 }
 
-int64_t scratch_bytes(const gpu::MoeGroupedParams& p) {
+int64_t scratch_bytes(const MoeGroupedArgs& p) {
     return act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * int64_t(p.moe.slots);
 }
 
-MoeGroupedPlan plan(gpu::MoeGroupedParams& p, void* scratch, const gpu::SharedTiles& tiles) {
+MoeGroupedPlan plan(MoeGroupedArgs& p, void* scratch, const gpu::SharedTiles& tiles) {
     char* at = static_cast<char*>(scratch);
     const auto cut = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
     p.moe.act = cut(act_bytes(p)), p.y = cut(y_bytes(p));
-    p.tiles = reinterpret_cast<gpu::MoeTile*>(cut(tile_bytes(p)));
+    p.tiles = reinterpret_cast<MoeTile*>(cut(tile_bytes(p)));
     p.counts = reinterpret_cast<int32_t*>(cut(count_bytes(p)));
     p.slots = reinterpret_cast<int32_t*>(at);
     p.moe.hidden_per_block = UNITS;

@@ -21,7 +21,7 @@ OPENMYTHOS_INLINE void for_lanes(int64_t d, const Body& body) {
 void rms_norm(const Threads& threads, const RmsNormArgs& args) {
     int64_t d = args.d, row = round_up(d, VL);
     float* weight = static_cast<float*>(threads.scratch((1 + threads.count) * row * 4));
-    with_row(args.weight, 0, [&](auto* w) {
+    with_row(Matrix{const_cast<void*>(args.weight), 0, args.weight_type, 0}, 0, [&](auto* w) {
         for_lanes(d, [&](int64_t i, int64_t n) { store_upto(weight + i, load_upto(w + i, n), n); });
     });
     // About 64 KB of input a task.

@@ -1,4 +1,4 @@
-#include "mla_attention/softmax.h"
+#include "cpu_softmax.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -24,14 +24,14 @@ struct Decompressed {
         float* t = c + padded_rows(max_of(args.dn, args.dv)) * REBUILD;
         int64_t count = min_of(REBUILD, length - first), groups = ceil_div(count, VL), ldc = groups * VL;
         const float* a = latent + first / VL * latent_group;
-        auto uk = [&](int64_t i) { return row_of<T>(args.w_uk, h, i); };
-        auto uv = [&](int64_t i) { return row_of<T>(args.w_uv, h, i); };
+        auto uk = [&](int64_t i) { return w_uk_row<T>(args, h, i); };
+        auto uv = [&](int64_t i) { return w_uv_row<T>(args, h, i); };
         gemm_packed<T>(a, latent_group, groups, uk, args.dn, args.dc, c, ldc, false);
         transpose_block(c, ldc, args.dn, count, t, ld_rebuilt);
         for (int64_t j = 0; j < count; j++) {
             T* to = k + (first + j) * k_stride;
             store_row(t + j * ld_rebuilt, to, args.dn);
-            memcpy(to + args.dn, row_of<T>(args.k_rope, b, first + j), size_t(args.dr) * sizeof(T));
+            memcpy(to + args.dn, k_rope_row<T>(args, b, first + j), size_t(args.dr) * sizeof(T));
         }
         gemm_packed<T>(a, latent_group, groups, uv, args.dv, args.dc, c, ldc, false);
         for (int64_t i = 0; i < args.dv; i++) store_row(c + i * ldc, v + i * v_stride + first, count);
@@ -49,8 +49,8 @@ struct Decompressed {
         float* out = carver.take<float>(TILE * padded_rows(args.dv));
         for (int64_t i = 0; i < queries; i++) {
             online.limit[i] = int32_t(visible_keys(args, b, first + i));
-            memcpy(rows + i * k_stride, row_of<T>(args.q_nope, b, first + i, h), size_t(args.dn) * sizeof(T));
-            memcpy(rows + i * k_stride + args.dn, row_of<T>(args.q_rope, b, first + i, h), size_t(args.dr) * sizeof(T));
+            memcpy(rows + i * k_stride, q_nope_row<T>(args, b, first + i, h), size_t(args.dn) * sizeof(T));
+            memcpy(rows + i * k_stride + args.dn, q_rope_row<T>(args, b, first + i, h), size_t(args.dr) * sizeof(T));
         }
         online.start(queries, groups);
         int64_t width = args.dn + args.dr;
@@ -78,7 +78,7 @@ struct Decompressed {
         for (int64_t i = 0; i < queries; i++) {
             float sum = online.sum[i];
             vec inverse = set1(sum == 0 ? 0.f : 1.f / sum);
-            T* to = row_of<T>(args.out, b, first + i, h);
+            T* to = out_row<T>(args, b, first + i, h);
             for (int64_t c = 0; c < args.dv; c += VL)
                 store_upto(to + c, load(out + i * ld_out + c) * inverse, args.dv - c);
             set_lse<T>(args, b, h, first + i, online.top[i], sum);
@@ -90,7 +90,7 @@ template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
     Decompressed<T> d{args};
     int64_t most = 0;
-    for (int64_t b = 0; b < args.b; b++) most = max_of(most, args.lengths[b]);
+    for (int64_t b = 0; b < args.b; b++) most = max_of(most, sequence_length(args, b));
     constexpr int64_t LINE = 64 / int64_t(sizeof(T));
     d.k_stride = round_up(args.dn + args.dr, LINE), d.v_stride = round_up(max_of(most, 1), LINE);
     d.latent_group = packed_floats<T>(args.dc), d.q_group = packed_floats<T>(args.dn + args.dr);
@@ -116,10 +116,10 @@ void run(const Threads& threads, const MlaArgs& args) {
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
     for (int64_t b = 0; b < args.b; b++) {
-        d.b = b, d.length = args.lengths[b];
+        d.b = b, d.length = sequence_length(args, b);
         for_tasks(threads, ceil_div(d.length, VL), [&](int64_t g, int64_t) {
             const T* rows[VL];
-            for (int64_t l = 0; l < VL; l++) rows[l] = row_of<T>(args.latent, b, min_of(g * VL + l, d.length - 1));
+            for (int64_t l = 0; l < VL; l++) rows[l] = latent_row<T>(args, b, min_of(g * VL + l, d.length - 1));
             pack_group(rows, min_of(VL, d.length - g * VL), args.dc, d.latent + g * d.latent_group);
         });
         int64_t blocks = ceil_div(d.length, REBUILD), tiles = ceil_div(args.t, TILE);
@@ -143,7 +143,8 @@ void run(const Threads& threads, const MlaArgs& args) {
 
 }  // namespace
 
-void decompressed_attention(const Threads& threads, const MlaArgs& args) {
+void mla_decompressed(const Threads& threads, const MlaArgs& args) {
+    if (args.b == 0 || args.t == 0 || args.h == 0) return;
     args.type == Type::float32 ? run<float>(threads, args) : run<bf16>(threads, args);
 }
 

@@ -4,10 +4,10 @@
 
 namespace openmythos::runtime {
 
-using gpu::Type;
+using Type;
 
 // Sets `aligned`.
-Launch plan(gpu::RmsNormParams& p) {
+Launch plan(RmsNormArgs& p) {
     bool fast = p.d % VEC == 0 && is_aligned(p.weight);
     for (const gpu::Rows* x : {&p.x, &p.residual, &p.out, &p.sum})
         if (x->data) fast = fast && is_aligned(*x);
@@ -16,7 +16,7 @@ Launch plan(gpu::RmsNormParams& p) {
     p.aligned = fast;
     const char* kernel = "openmythos_rms_norm_any_any";
     if (fast && p.x.type == Type::float32) {
-        constexpr const char* names[gpu::TYPES] = {"openmythos_rms_norm_f32_f32", "openmythos_rms_norm_f32_bf16",
+        constexpr const char* names[TYPES] = {"openmythos_rms_norm_f32_f32", "openmythos_rms_norm_f32_bf16",
                                                    "openmythos_rms_norm_f32_f16"};
         kernel = names[int(p.out.type)];
     } else if (fast && p.out.type == p.x.type) {

@@ -1,5 +1,5 @@
-#include "mla_attention/fold.h"
-#include "mla_attention/softmax.h"
+#include "cpu_fold.h"
+#include "cpu_softmax.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -24,15 +24,15 @@ struct Absorbed {
         for (int64_t g = 0; g < ceil_div(count, VL); g++) {
             const T* source[VL];
             for (int64_t l = 0; l < VL; l++)
-                source[l] = row_of<T>(args.q_nope, b, first + min_of(g * VL + l, count - 1), h);
+                source[l] = q_nope_row<T>(args, b, first + min_of(g * VL + l, count - 1), h);
             pack_group(source, min_of(VL, count - g * VL), args.dn, packed + g * group);
         }
-        fold(packed, group, count, row_of<T>(args.w_uk, h), args.w_uk.strides[1], args.dn, args.dc,
+        fold(packed, group, count, w_uk_row<T>(args, h, 0), args.w_uk_n, args.dn, args.dc,
              static_cast<const float*>(nullptr), o, ldo);
         for (int64_t i = 0; i < count; i++) {
             T* to = q + (slot * rows + (first + i) * args.h + h) * q_stride;
             store_row(o + i * ldo, to, args.dc);
-            memcpy(to + args.dc, row_of<T>(args.q_rope, b, first + i, h), size_t(args.dr) * sizeof(T));
+            memcpy(to + args.dc, q_rope_row<T>(args, b, first + i, h), size_t(args.dr) * sizeof(T));
         }
     }
 
@@ -78,13 +78,13 @@ struct Absorbed {
         }
         for (int64_t at = begin; at < end; at += KEY_BLOCK) {
             int64_t keys = min_of(KEY_BLOCK, end - at);
-            auto latent = [&](int64_t j) { return row_of<T>(args.latent, b, at + j); };
-            auto k_rope = [&](int64_t j) { return row_of<T>(args.k_rope, b, at + j); };
+            auto latent = [&](int64_t j) { return latent_row<T>(args, b, at + j); };
+            auto k_rope = [&](int64_t j) { return k_rope_row<T>(args, b, at + j); };
             gemm_packed<T>(buffers.q, q_group, groups, latent, keys, width, buffers.scores, ldc, false);
             if (!one_buffer && args.dr)
                 gemm_packed<T>(buffers.q_rope, rope_group, groups, k_rope, keys, args.dr, buffers.scores, ldc, true);
             softmax_block<T>(online, buffers.scores, at, keys, groups, args.scale, buffers.p, p_group);
-            fold(buffers.p, p_group, count, latent(0), args.latent.strides[1], keys, args.dc,
+            fold(buffers.p, p_group, count, latent(0), args.latent_s, keys, args.dc,
                  at == begin ? nullptr : online.rescale, o, ldo);
         }
         if (begin >= end) memset(o, 0, size_t(count * ldo) * 4);
@@ -118,13 +118,13 @@ struct Absorbed {
             }
             set_lse<T>(args, b, h, first + i, top, sum);
         }
-        auto uv = [&](int64_t i) { return row_of<T>(args.w_uv, h, i); };
+        auto uv = [&](int64_t i) { return w_uv_row<T>(args, h, i); };
         Split split = split_tokens(count);
         int64_t group = packed_floats<T>(args.dc), ldt = padded_rows(args.dv);
         auto put = [&](int64_t begin, int64_t m, int64_t ldc) {
             if (ldc > 1) transpose_block(c, ldc, args.dv, m, t, ldt);
             for (int64_t i = 0; i < m; i++)
-                store_row(ldc > 1 ? t + i * ldt : c, row_of<T>(args.out, b, first + begin + i, h), args.dv);
+                store_row(ldc > 1 ? t + i * ldt : c, out_row<T>(args, b, first + begin + i, h), args.dv);
         };
         if (split.groups) {
             for (int64_t g = 0; g < split.groups; g++)
@@ -147,11 +147,11 @@ template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
     Absorbed<T> a{args};
     int64_t most = 0;
-    for (int64_t b = 0; b < args.b; b++) most = max_of(most, args.lengths[b]);
+    for (int64_t b = 0; b < args.b; b++) most = max_of(most, sequence_length(args, b));
     a.rows = args.t * args.h, a.chunks = ceil_div(a.rows, TILE);
     a.q_stride = round_up(args.dc + args.dr, 64 / int64_t(sizeof(T))), a.ldo = round_up(args.dc, 2 * VL);
-    a.one_buffer = static_cast<T*>(args.latent.data) + args.dc == args.k_rope.data &&
-                   args.latent.strides[0] == args.k_rope.strides[0] && args.latent.strides[1] == args.k_rope.strides[1];
+    a.one_buffer = static_cast<const T*>(args.latent) + args.dc == args.k_rope &&
+                   args.latent_b == args.k_rope_b && args.latent_s == args.k_rope_s;
     a.splits = max_of(1, min_of(ceil_div(PARTS, args.b * a.chunks), most / 64));
 
     int64_t sequence = a.rows * a.q_stride * int64_t(sizeof(T)) + a.splits * (a.rows + 8) * (a.ldo + 2) * 4;
@@ -200,7 +200,8 @@ void run(const Threads& threads, const MlaArgs& args) {
 
 }  // namespace
 
-void absorbed_attention(const Threads& threads, const MlaArgs& args) {
+void mla_absorbed(const Threads& threads, const MlaArgs& args) {
+    if (args.b == 0 || args.t == 0 || args.h == 0) return;
     args.type == Type::float32 ? run<float>(threads, args) : run<bf16>(threads, args);
 }
 

@@ -5,8 +5,8 @@
 namespace openmythos::runtime {
 
 // One wave per row. A single block writes its counts; several add theirs.
-Launch plan(gpu::MoeRouteParams& p) {
-    p.rows_per_block = std::min({gpu::ROUTE_MAX_ROWS, gpu::ROUTE_MAX_CHOICES / p.k, std::max(p.rows, 1)});
+Launch plan(MoeRouteArgs& p) {
+    p.rows_per_block = std::min({ROUTE_MAX_ROWS, ROUTE_MAX_CHOICES / p.k, std::max(p.rows, 1)});
     const unsigned blocks = unsigned(std::max((p.rows + int64_t(p.rows_per_block) - 1) / p.rows_per_block, int64_t(1)));
     p.add_counts = blocks > 1;
     const char* kernel = p.experts <= 64    ? "openmythos_moe_route_experts64"

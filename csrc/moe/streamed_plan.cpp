@@ -2,7 +2,7 @@
 
 namespace openmythos::runtime {
 
-using gpu::Type;
+using Type;
 
 namespace {
 
@@ -17,7 +17,7 @@ struct Pair {
 constexpr Pair one_row(const char* up, const char* down) { return {up, down, 16, 4, 256, 256}; }
 constexpr Pair fma_rows(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
 constexpr Pair mma_rows(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }
-constexpr Pair PAIRS[gpu::TYPES][2] = {
+constexpr Pair PAIRS[TYPES][2] = {
     {one_row("openmythos_moe_streamed_up_f32_rows1", "openmythos_moe_streamed_down_f32_rows1"),
      fma_rows("openmythos_moe_streamed_up_f32_rows16", "openmythos_moe_streamed_down_f32_rows16")},
     {one_row("openmythos_moe_streamed_up_bf16_rows1", "openmythos_moe_streamed_down_bf16_rows1"),
@@ -28,14 +28,14 @@ constexpr Pair ANY = fma_rows("openmythos_moe_streamed_up_any", "openmythos_moe_
 
 }  // namespace
 
-bool is_aligned(const gpu::MoeParams& p) {
+bool is_aligned(const MoeExpertsArgs& p) {
     const int64_t size = size_of(p.x.type);
     const auto whole = [&](const void* data, int64_t stride) { return is_aligned(data) && stride * size % 16 == 0; };
     bool fast = p.d % VEC == 0 && p.width % VEC == 0 && whole(p.x.data, p.x.stride);
     for (int64_t stride : p.gate_up_strides) fast = fast && whole(p.gate_up, stride);
     for (int64_t stride : p.down_strides) fast = fast && whole(p.down, stride);
     for (int s = 0; s < p.shared_count; s++) {
-        const gpu::MoeShared& expert = p.shared[s];
+        const MoeShared& expert = p.shared[s];
         fast = fast && expert.width % VEC == 0 && whole(expert.gate, expert.gate_stride) &&
                whole(expert.up, expert.up_stride) && whole(expert.down, expert.down_stride);
     }
@@ -43,7 +43,7 @@ bool is_aligned(const gpu::MoeParams& p) {
 }
 
 // Sets `aligned` and the division of the first launch's blocks among experts.
-MoePlan plan(gpu::MoeParams& p) {
+MoePlan plan(MoeExpertsArgs& p) {
     p.aligned = is_aligned(p);
     const Pair& pair = p.aligned ? PAIRS[int(p.x.type)][p.rows > 1] : ANY;
     p.hidden_per_block = pair.hidden;

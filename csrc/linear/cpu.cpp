@@ -1,4 +1,4 @@
-#include "linear.h"
+#include "cpu.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 

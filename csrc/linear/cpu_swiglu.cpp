@@ -1,0 +1,50 @@
+#include "../moe/cpu_hidden.h"
+#include "cpu.h"
+
+namespace openmythos::cpu::OPENMYTHOS_ISA {
+
+// Rows of one chunk bound the scratch memory; this many rows are limited by arithmetic.
+constexpr int64_t CHUNK_TOKENS = 4096;
+
+template <class T>
+static void swiglu_chunk(const Threads& threads, const SwigluArgs& args, int64_t begin, int64_t n) {
+    Expert<T> expert{};
+    expert.gate = static_cast<const T*>(args.gate.data), expert.gate_stride = args.gate.stride;
+    expert.up = static_cast<const T*>(args.up.data), expert.up_stride = args.up.stride;
+    expert.rows = n;
+    Split total = lay_out(&expert, 1);
+    Hidden<T> hidden{};
+    hidden.experts = &expert, hidden.count = hidden.owners = 1, hidden.d = args.d, hidden.i = args.i;
+    Carver carver;
+    float* scratch;
+    int64_t per_worker = max_of(hidden_scratch(), projection_scratch());
+    auto carve = [&] {
+        carver.used = 0;
+        hidden.x_rows = carver.take<const T*>(n);
+        hidden.x_packed = carver.take<float>(total.groups * hidden.x_group());
+        hidden.h_packed = carver.take<float>(total.groups * hidden.h_group());
+        hidden.h_rest = carver.take<T>(total.rest * hidden.h_stride());
+        hidden.h_rows = carver.take<const T*>(total.rest);
+        scratch = carver.take<float>(threads.count * per_worker);
+    };
+    carve();
+    carver.base = static_cast<char*>(threads.scratch(carver.used));
+    carve();
+    hidden.scratch = scratch;
+    const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
+    for (int64_t r = 0; r < n; r++) hidden.x_rows[r] = x + r * args.x.stride;
+    compute_hidden(threads, hidden, &expert);
+    Tokens<T> tokens{expert.split, hidden.h_packed, hidden.h_group(), hidden.h_rows};
+    project(threads, tokens, static_cast<const T*>(args.down.data), args.down.stride, args.o, args.i,
+            static_cast<T*>(args.out.data) + begin * args.out.stride, args.out.stride, scratch);
+}
+
+void swiglu(const Threads& threads, const SwigluArgs& args) {
+    for (int64_t begin = 0; begin < args.n; begin += CHUNK_TOKENS) {
+        int64_t n = min_of(CHUNK_TOKENS, args.n - begin);
+        args.x.type == Type::float32 ? swiglu_chunk<float>(threads, args, begin, n)
+                                     : swiglu_chunk<bf16>(threads, args, begin, n);
+    }
+}
+
+}  // namespace openmythos::cpu::OPENMYTHOS_ISA
