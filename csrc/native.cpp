@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/cpu_features.h"
+#include "core/cpu/cpu_features.h"
 #include "runtime/vendor.h"
 
 namespace {

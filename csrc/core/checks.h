@@ -7,29 +7,47 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/kernels.h"
 #include "tensor.h"
+#include "types.h"
 
 // Argument checks whose message is one sentence: the op, the argument, its value and what is allowed.
 
+// tools/recording_driver builds the ops to run the GPU path on CPU tensors, before a driver that records.
+#ifdef OPENMYTHOS_RECORDING
+#define OPENMYTHOS_LIBRARY openmythos_fake
+constexpr bool OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU = true;
+#else
+#define OPENMYTHOS_LIBRARY openmythos_native
+constexpr bool OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU = false;
+#endif
+
 namespace openmythos {
 
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
-}
-
-enum class Where { cpu, gpu };
+// Whether the op runs, or is asked for the reason why it cannot run.
+enum class Mode { run, ask };
 
 class Checks {
 public:
-    explicit Checks(const char* op, Where where = Where::cpu) : op_(op), where_(where) {}
+    // The kernels of the device of `first`, the op's first tensor, serve the call.
+    Checks(const char* op, const Tensor& first, Mode mode = Mode::run)
+        : op_(op), mode_(mode), on_gpu_(OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU || first.is_cuda()) {
+        require(first.is_cpu() || on_gpu_, "the tensors are on neither a CPU nor a CUDA or ROCm device");
+        if (first.is_cuda()) device_ = first.get_device_index();
+    }
 
+    bool on_gpu() const { return on_gpu_; }
+    bool asks() const { return mode_ == Mode::ask; }
+
+    // The parts of the message are joined only if the check fails.
     template <class... Parts>
     void require(bool ok, const Parts&... parts) const {
-        if (!ok) fail("openmythos_native::", op_, ": ", parts..., ".");
+        if (ok) [[likely]]
+            return;
+        std::ostringstream message;
+        if (!asks()) message << "openmythos_native::" << op_ << ": ";
+        (message << ... << parts);
+        if (!asks()) message << ".";
+        throw std::runtime_error(message.str());
     }
 
     // A size of -1 accepts anything.
@@ -49,19 +67,16 @@ public:
                 last < 0 ? 1 : x.stride(last), ", expected 1");
     }
 
-    // On the op's kind of device, and where that of the first tensor was: there may be several GPUs.
+    // On the device of the first tensor.
     void same_device(const Tensor& x, const char* name) const {
-        if (where_ == Where::cpu) {
+        if (!on_gpu_ || OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU) {
             require(x.is_cpu(), name, " is on another device, expected the CPU");
             return;
         }
-        require(x.is_cuda(), name, " is on another device, expected a CUDA or ROCm one");
-        if (device_ < 0) device_ = x.get_device_index();
-        require(x.get_device_index() == device_, name, " is on cuda:", int(x.get_device_index()),
-                ", expected cuda:", device_, " as the tensors before it");
+        require(x.is_cuda() && x.get_device_index() == device_, name, " is on another device, expected cuda:", device_);
     }
     // Index of the GPU that the tensors are on; 0 where they are on the CPU.
-    int device() const { return device_ < 0 ? 0 : device_; }
+    int device() const { return device_; }
 
     void contiguous(const Tensor& x, const char* name) const {
         require(x.is_contiguous(), name, " is not contiguous, expected a contiguous tensor");
@@ -75,9 +90,21 @@ public:
         require(false, name, " has dtype ", type_name(found), ", expected ", names);
     }
 
-    cpu::Type kernel_type(const Tensor& x, const char* name) const {
-        dtype(x, name, {ScalarType::Float, ScalarType::BFloat16});
-        return x.scalar_type() == ScalarType::Float ? cpu::Type::float32 : cpu::Type::bfloat16;
+    // float32, bfloat16 and, on GPUs, float16.
+    Type kernel_type(const Tensor& x, const char* name) const {
+        switch (x.scalar_type()) {
+            case ScalarType::Float:
+                return Type::float32;
+            case ScalarType::BFloat16:
+                return Type::bfloat16;
+            case ScalarType::Half:
+                if (on_gpu_) return Type::float16;
+                [[fallthrough]];
+            default:
+                require(false, name, " has dtype ", type_name(x.scalar_type()), ", expected float32",
+                        on_gpu_ ? ", bfloat16 or float16" : " or bfloat16");
+                return Type::float32;
+        }
     }
 
     void same_type(const Tensor& x, const char* name, const Tensor& like, const char* like_name) const {
@@ -85,9 +112,9 @@ public:
                 type_name(like.scalar_type()), " as ", like_name);
     }
 
-    cpu::Matrix matrix(const Tensor& x, const char* name, int64_t rows, int64_t columns) const {
+    Matrix matrix(const Tensor& x, const char* name, int64_t rows, int64_t columns) const {
         shape(x, name, {rows, columns});
-        return {x.data_ptr(), x.stride(0), kernel_type(x, name)};
+        return {x.data_ptr(), x.stride(0), kernel_type(x, name), 0};
     }
 
     // A contiguous float32 tensor.
@@ -98,11 +125,28 @@ public:
         return static_cast<const float*>(x.data_ptr());
     }
 
-    cpu::Tensor4 tensor(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes, const Tensor& like,
-                        const char* like_name) const {
+    // Integers of 32 or 64 bits; `wide` tells which.
+    const void* indices(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes, int32_t& wide) const {
+        shape(x, name, sizes);
+        dtype(x, name, {ScalarType::Int, ScalarType::Long});
+        wide = x.scalar_type() == ScalarType::Long;
+        return x.data_ptr();
+    }
+
+    // Every row is 16-byte aligned.
+    void aligned(const Tensor& x, const char* name) const {
+        bool ok = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+        const int64_t size = x.scalar_type() == ScalarType::Float ? 4 : 2;
+        for (int64_t axis = 0; axis + 1 < x.dim(); axis++)
+            ok = ok && (x.size(axis) <= 1 || x.stride(axis) * size % 16 == 0);
+        require(ok || x.numel() == 0, "rows of ", name, " must be 16-byte aligned");
+    }
+
+    Tensor4 tensor(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes, const Tensor& like,
+                   const char* like_name) const {
         shape(x, name, sizes);
         same_type(x, name, like, like_name);
-        cpu::Tensor4 view{x.data_ptr(), {0, 0, 0}};
+        Tensor4 view{x.data_ptr(), {0, 0, 0}};
         for (int64_t axis = 0; axis + 1 < x.dim(); axis++) view.strides[axis] = x.stride(axis);
         return view;
     }
@@ -142,8 +186,9 @@ private:
     }
 
     const char* op_;
-    Where where_;
-    mutable int device_ = -1;
+    Mode mode_;
+    bool on_gpu_;
+    int device_ = 0;
 };
 
 }  // namespace openmythos

@@ -57,7 +57,8 @@ void embed(const LoopStepArgs& args, const double* frequency, int64_t t, float* 
 
 // Outputs that no one reads soon and that are not in cache already skip the read that a normal store begins with.
 bool streams(const LoopStepArgs& args, const Matrix& out, const Matrix& source) {
-    if (!out.data || out.data == source.data || args.n * int64_t(args.d) < (1 << 20) || int64_t(args.d) % VL) return false;
+    if (!out.data || out.data == source.data || args.n * int64_t(args.d) < (1 << 20) || int64_t(args.d) % VL)
+        return false;
     int64_t size = out.type == Type::float32 ? 4 : 2;
     return reinterpret_cast<uintptr_t>(out.data) % 64 == 0 && out.stride * size % 64 == 0;
 }
@@ -103,7 +104,8 @@ struct Step {
             for (int r = 0; r < N; r++) {
                 float sums[4];
                 _mm_storeu_ps(sums, sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
-                const float* scale = args.lora_scale + min_of(depth(first + r), int64_t(args.scale_rows) - 1) * int64_t(args.rank);
+                const float* scale =
+                    args.lora_scale + min_of(depth(first + r), int64_t(args.scale_rows) - 1) * int64_t(args.rank);
                 for (int64_t j = 0; j < min_of(4, int64_t(args.rank) - k); j++)
                     low[r * int64_t(args.rank) + k + j] = sums[j] * scale[k + j];
             }
@@ -124,8 +126,8 @@ struct Step {
             h[r] = R::of(args.h, first + r), e[r] = R::of(args.e, first + r);
             block_out[r] = R::of(args.block_out, first + r), h_new[r] = R::of(args.h_new, first + r);
             int64_t t = depth(first + r) - embeddings.first;
-            embedding[r] =
-                embeddings.count ? embeddings.table + t * int64_t(args.loop_dim) : own + r * round_up(int64_t(args.loop_dim), VL);
+            embedding[r] = embeddings.count ? embeddings.table + t * int64_t(args.loop_dim)
+                                            : own + r * round_up(int64_t(args.loop_dim), VL);
             if (next && !embeddings.count)
                 embed(args, embeddings.frequency, depth(first + r) + 1, own + r * round_up(int64_t(args.loop_dim), VL));
         }
@@ -241,7 +243,8 @@ void loop_step(const Threads& threads, const LoopStepArgs& args) {
     Embeddings embeddings{nullptr, nullptr, low, next ? high - low + 1 : 0};
     if (embeddings.count > min_of(MAX_EMBEDDINGS, max_of(args.n, 1))) embeddings.count = 0;
     int64_t half = ceil_div(int64_t(args.loop_dim), 2);
-    int64_t per_worker = 4 * (round_up(int64_t(args.d), VL) + round_up(int64_t(args.loop_dim), VL)) + round_up(4 * int64_t(args.rank), VL) + VL;
+    int64_t per_worker = 4 * (round_up(int64_t(args.d), VL) + round_up(int64_t(args.loop_dim), VL)) +
+                         round_up(4 * int64_t(args.rank), VL) + VL;
     Carver carver;
     double* frequency;
     float* scratch;

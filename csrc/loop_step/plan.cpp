@@ -1,20 +1,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "plans.h"
+#include "plan.h"
 
 namespace openmythos::runtime {
 
-// Sets `aligned` and the frequency of the embedding.
-Launch plan(LoopStepArgs& p, int multiprocessors) {
+Planned<LoopStepArgs> plan(LoopStepArgs p, int multiprocessors) {
     constexpr double THETA = 10000.;
     double frequency = p.loop_dim ? -2. * std::log2(THETA) / p.loop_dim : 0.;
     p.frequency_hi = float(frequency), p.frequency_lo = float(frequency - p.frequency_hi);
 
     bool fast = p.d % VEC == 0 && is_aligned(p.h_out) && is_aligned(p.h_out_new);
-    for (const gpu::Rows* x : {&p.h, &p.e, &p.block_out, &p.h_new, &p.x_next})
+    for (const Matrix* x : {&p.h, &p.e, &p.block_out, &p.h_new, &p.x_next})
         if (x->data) fast = fast && x->type == p.h.type && is_aligned(*x);
-    for (const float* x : {p.a, p.b, p.lora_down, p.lora_b, p.halt_w, p.norm_w}) fast = fast && is_aligned(x);
+    for_each_wide_parameter(p, [&](const float* x) { fast = fast && is_aligned(x); });
     p.aligned = fast;
 
     constexpr int64_t THREADS = 512, VECTORS = 4;  // rows of a block times vectors of a thread
@@ -34,11 +33,9 @@ Launch plan(LoopStepArgs& p, int multiprocessors) {
         {"openmythos_loop_step_bf16_rows1", "openmythos_loop_step_bf16_rows2", "openmythos_loop_step_bf16_rows4"},
         {"openmythos_loop_step_f16_rows1", "openmythos_loop_step_f16_rows2", "openmythos_loop_step_f16_rows4"}};
     const char* kernel = fast ? names[int(p.h.type)][rows / 2] : "openmythos_loop_step_any_rows1";
-    int64_t wanted = (p.d + VEC - 1) / VEC, threads = std::min(THREADS, (wanted + 31) / 32 * 32);
-    return {"loop_step",
-            kernel,
-            {unsigned((p.n + rows - 1) / rows), 1, 1, unsigned(threads), unsigned(table * (p.t_rows ? rows : 1))},
-            &p};
+    int64_t wanted = ceil_div(p.d, VEC), threads = std::min(THREADS, ceil_div(wanted, 32) * 32);
+    const unsigned table_bytes = unsigned(table * (p.t_rows ? rows : 1));
+    return {p, {"loop_step", kernel, {unsigned(ceil_div(p.n, rows)), 1, 1, unsigned(threads), table_bytes}}};
 }
 
 }  // namespace openmythos::runtime

@@ -21,7 +21,7 @@ struct MlaArgs {
     int32_t total;                                        // keys of a full sequence
     int32_t page, splits, causal, wide_lens, wide_table;  // wide: 64-bit integers
     int32_t columns;                                      // of out per block of the last launch
-    float scale;                                          // GPU plans multiply it by log2(e)
+    float scale;                                          // times log2(e) for GPU kernels
     Type type;
 };
 

@@ -12,6 +12,7 @@ constexpr int64_t BATCH_BYTES = int64_t(64) << 20;
 template <class T>
 struct Absorbed {
     const MlaArgs& args;
+    const MlaSizes size{args};
     int64_t rows = 0, q_stride = 0, ldo = 0, splits = 0, chunks = 0;
     bool one_buffer = false;   // k_rope follows latent in memory, so one dot product covers both
     T* q = nullptr;            // (batch, rows, q_stride): folded q_nope, then q_rope
@@ -20,19 +21,19 @@ struct Absorbed {
 
     // q_nope w_uk for the tokens of one head.
     void fold_queries(int64_t b, int64_t slot, int64_t h, int64_t first, float* packed, float* o) const {
-        int64_t count = min_of(TILE, args.t - first), group = packed_floats<T>(args.dn);
+        int64_t count = min_of(TILE, size.t - first), group = packed_floats<T>(size.dn);
         for (int64_t g = 0; g < ceil_div(count, VL); g++) {
             const T* source[VL];
             for (int64_t l = 0; l < VL; l++)
                 source[l] = q_nope_row<T>(args, b, first + min_of(g * VL + l, count - 1), h);
-            pack_group(source, min_of(VL, count - g * VL), args.dn, packed + g * group);
+            pack_group(source, min_of(VL, count - g * VL), size.dn, packed + g * group);
         }
-        fold(packed, group, count, w_uk_row<T>(args, h, 0), args.w_uk_n, args.dn, args.dc,
+        fold(packed, group, count, w_uk_row<T>(args, h, 0), args.w_uk_n, size.dn, size.dc,
              static_cast<const float*>(nullptr), o, ldo);
         for (int64_t i = 0; i < count; i++) {
-            T* to = q + (slot * rows + (first + i) * args.h + h) * q_stride;
-            store_row(o + i * ldo, to, args.dc);
-            memcpy(to + args.dc, q_rope_row<T>(args, b, first + i, h), size_t(args.dr) * sizeof(T));
+            T* to = q + (slot * rows + (first + i) * size.h + h) * q_stride;
+            store_row(o + i * ldo, to, size.dc);
+            memcpy(to + size.dc, q_rope_row<T>(args, b, first + i, h), size_t(size.dr) * sizeof(T));
         }
     }
 
@@ -46,8 +47,8 @@ struct Absorbed {
         float *q, *q_rope, *scores, *p;
     };
     Buffers carve_attend(Carver& carver) const {
-        return {carver.take<Online>(1), carver.take<float>(TILE_GROUPS * packed_floats<T>(args.dc + args.dr)),
-                carver.take<float>(TILE_GROUPS * packed_floats<T>(args.dr)),
+        return {carver.take<Online>(1), carver.take<float>(TILE_GROUPS * packed_floats<T>(size.dc + size.dr)),
+                carver.take<float>(TILE_GROUPS * packed_floats<T>(size.dr)),
                 carver.take<float>(padded_rows(KEY_BLOCK) * TILE),
                 carver.take<float>(TILE_GROUPS * packed_floats<T>(KEY_BLOCK))};
     }
@@ -58,33 +59,33 @@ struct Absorbed {
         Carver carver{own};
         Buffers buffers = carve_attend(carver);
         Online& online = *buffers.online;
-        for (int64_t i = 0; i < count; i++) online.limit[i] = int32_t(visible_keys(args, b, (first + i) / args.h));
+        for (int64_t i = 0; i < count; i++) online.limit[i] = int32_t(visible_keys(args, b, (first + i) / size.h));
         online.start(count, groups);
         float* o = partial + ((slot * splits + split) * (rows + 8) + first) * ldo;
         int64_t share = round_up(ceil_div(online.most, splits), 16);
         int64_t begin = min_of(online.most, split * share), end = min_of(online.most, begin + share);
-        int64_t width = one_buffer ? args.dc + args.dr : args.dc;
-        int64_t q_group = packed_floats<T>(width), rope_group = packed_floats<T>(args.dr),
+        int64_t width = one_buffer ? size.dc + size.dr : size.dc;
+        int64_t q_group = packed_floats<T>(width), rope_group = packed_floats<T>(size.dr),
                 p_group = packed_floats<T>(KEY_BLOCK);
         for (int64_t g = 0; begin < end && g < groups; g++) {
             const T *source[VL], *rope[VL];
             for (int64_t l = 0; l < VL; l++) {
                 source[l] = q + (slot * rows + first + min_of(g * VL + l, count - 1)) * q_stride;
-                rope[l] = source[l] + args.dc;
+                rope[l] = source[l] + size.dc;
             }
             int64_t live = min_of(VL, count - g * VL);
             pack_group(source, live, width, buffers.q + g * q_group);
-            if (!one_buffer) pack_group(rope, live, args.dr, buffers.q_rope + g * rope_group);
+            if (!one_buffer) pack_group(rope, live, size.dr, buffers.q_rope + g * rope_group);
         }
         for (int64_t at = begin; at < end; at += KEY_BLOCK) {
             int64_t keys = min_of(KEY_BLOCK, end - at);
             auto latent = [&](int64_t j) { return latent_row<T>(args, b, at + j); };
             auto k_rope = [&](int64_t j) { return k_rope_row<T>(args, b, at + j); };
             gemm_packed<T>(buffers.q, q_group, groups, latent, keys, width, buffers.scores, ldc, false);
-            if (!one_buffer && args.dr)
-                gemm_packed<T>(buffers.q_rope, rope_group, groups, k_rope, keys, args.dr, buffers.scores, ldc, true);
+            if (!one_buffer && size.dr)
+                gemm_packed<T>(buffers.q_rope, rope_group, groups, k_rope, keys, size.dr, buffers.scores, ldc, true);
             softmax_block<T>(online, buffers.scores, at, keys, groups, args.scale, buffers.p, p_group);
-            fold(buffers.p, p_group, count, latent(0), args.latent_s, keys, args.dc,
+            fold(buffers.p, p_group, count, latent(0), args.latent_s, keys, size.dc,
                  at == begin ? nullptr : online.rescale, o, ldo);
         }
         if (begin >= end) memset(o, 0, size_t(count * ldo) * 4);
@@ -95,10 +96,10 @@ struct Absorbed {
 
     // Merges the splits of one head and applies w_uv.
     void finish(int64_t b, int64_t slot, int64_t h, int64_t first, T* merged, float* packed, float* c, float* t) const {
-        int64_t count = min_of(TILE, args.t - first);
+        int64_t count = min_of(TILE, size.t - first);
         const T* source[TILE];
         for (int64_t i = 0; i < count; i++) {
-            int64_t row = (first + i) * args.h + h;
+            int64_t row = (first + i) * size.h + h;
             const float* tops = state + slot * splits * 2 * rows + row;
             float top = -__builtin_inff(), sum = 0;
             for (int64_t s = 0; s < splits; s++)
@@ -107,33 +108,33 @@ struct Absorbed {
             for (int64_t s = 0; s < splits; s++) sum += tops[(s * 2 + 1) * rows] * exp(tops[s * 2 * rows] - origin);
             T* to = merged + i * q_stride;
             source[i] = to;
-            for (int64_t x = 0; x < args.dc; x += VL) {
+            for (int64_t x = 0; x < size.dc; x += VL) {
                 vec value = zero();
                 for (int64_t s = 0; s < splits; s++) {
                     const float* o = partial + ((slot * splits + s) * (rows + 8) + row) * ldo;
                     float part = tops[(s * 2 + 1) * rows];
                     if (part != 0) value = fma(set1(exp(tops[s * 2 * rows] - origin) / sum), load(o + x), value);
                 }
-                store_upto(to + x, value, args.dc - x);
+                store_upto(to + x, value, size.dc - x);
             }
-            set_lse<T>(args, b, h, first + i, top, sum);
+            set_lse(args, b, h, first + i, top, sum);
         }
         auto uv = [&](int64_t i) { return w_uv_row<T>(args, h, i); };
         Split split = split_tokens(count);
-        int64_t group = packed_floats<T>(args.dc), ldt = padded_rows(args.dv);
+        int64_t group = packed_floats<T>(size.dc), ldt = padded_rows(size.dv);
         auto put = [&](int64_t begin, int64_t m, int64_t ldc) {
-            if (ldc > 1) transpose_block(c, ldc, args.dv, m, t, ldt);
+            if (ldc > 1) transpose_block(c, ldc, size.dv, m, t, ldt);
             for (int64_t i = 0; i < m; i++)
-                store_row(ldc > 1 ? t + i * ldt : c, out_row<T>(args, b, first + begin + i, h), args.dv);
+                store_row(ldc > 1 ? t + i * ldt : c, out_row<T>(args, b, first + begin + i, h), size.dv);
         };
         if (split.groups) {
             for (int64_t g = 0; g < split.groups; g++)
-                pack_group(source + g * VL, min_of(VL, split.packed - g * VL), args.dc, packed + g * group);
-            gemm_packed<T>(packed, group, split.groups, uv, args.dv, args.dc, c, split.groups * VL, false);
+                pack_group(source + g * VL, min_of(VL, split.packed - g * VL), size.dc, packed + g * group);
+            gemm_packed<T>(packed, group, split.groups, uv, size.dv, size.dc, c, split.groups * VL, false);
             put(0, split.packed, split.groups * VL);
         }
         if (split.rest) {
-            gemm_dot(source + split.packed, split.rest, uv, args.dv, args.dc, c, rest_stride(split.rest));
+            gemm_dot(source + split.packed, split.rest, uv, size.dv, size.dc, c, rest_stride(split.rest));
             put(split.packed, split.rest, rest_stride(split.rest));
         }
     }
@@ -145,18 +146,19 @@ constexpr int64_t PARTS = 16;
 
 template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
+    const MlaSizes size{args};
     Absorbed<T> a{args};
     int64_t most = 0;
-    for (int64_t b = 0; b < args.b; b++) most = max_of(most, sequence_length(args, b));
-    a.rows = args.t * args.h, a.chunks = ceil_div(a.rows, TILE);
-    a.q_stride = round_up(args.dc + args.dr, 64 / int64_t(sizeof(T))), a.ldo = round_up(args.dc, 2 * VL);
-    a.one_buffer = static_cast<const T*>(args.latent) + args.dc == args.k_rope &&
-                   args.latent_b == args.k_rope_b && args.latent_s == args.k_rope_s;
-    a.splits = max_of(1, min_of(ceil_div(PARTS, args.b * a.chunks), most / 64));
+    for (int64_t b = 0; b < size.b; b++) most = max_of(most, sequence_length(args, b));
+    a.rows = size.t * size.h, a.chunks = ceil_div(a.rows, TILE);
+    a.q_stride = round_up(size.dc + size.dr, 64 / int64_t(sizeof(T))), a.ldo = round_up(size.dc, 2 * VL);
+    a.one_buffer = static_cast<const T*>(args.latent) + size.dc == args.k_rope && args.latent_b == args.k_rope_b &&
+                   args.latent_s == args.k_rope_s;
+    a.splits = max_of(1, min_of(ceil_div(PARTS, size.b * a.chunks), most / 64));
 
     int64_t sequence = a.rows * a.q_stride * int64_t(sizeof(T)) + a.splits * (a.rows + 8) * (a.ldo + 2) * 4;
-    int64_t batch = max_of(1, min_of(args.b, BATCH_BYTES / sequence));
-    int64_t group = packed_floats<T>(max_of(args.dn, args.dc)), c_floats = padded_rows(args.dv) * TILE;
+    int64_t batch = max_of(1, min_of(size.b, BATCH_BYTES / sequence));
+    int64_t group = packed_floats<T>(max_of(size.dn, size.dc)), c_floats = padded_rows(size.dv) * TILE;
     int64_t packed_bytes = round_up(TILE_GROUPS * group * 4, 64), o_bytes = (TILE + 8) * a.ldo * 4;
     int64_t merged_bytes = round_up(TILE * a.q_stride * int64_t(sizeof(T)), 64);
     int64_t finish_bytes = packed_bytes + merged_bytes + 2 * c_floats * 4;
@@ -173,9 +175,9 @@ void run(const Threads& threads, const MlaArgs& args) {
     carve();
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
-    int64_t tiles = ceil_div(args.t, TILE);
-    for (int64_t b = 0; b < args.b; b += batch) {
-        int64_t count = min_of(batch, args.b - b), heads = args.h * tiles, parts = a.chunks * a.splits;
+    int64_t tiles = ceil_div(size.t, TILE);
+    for (int64_t b = 0; b < size.b; b += batch) {
+        int64_t count = min_of(batch, size.b - b), heads = size.h * tiles, parts = a.chunks * a.splits;
         for_tasks(threads, count * heads, [&](int64_t task, int64_t worker) {
             char* own = scratch + worker * per_worker;
             int64_t slot = task / heads, h = task % heads / tiles, tile = task % tiles;

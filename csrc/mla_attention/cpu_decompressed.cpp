@@ -11,6 +11,7 @@ constexpr int64_t REBUILD = BLOCK_GROUPS * VL;     // keys rebuilt by one task
 template <class T>
 struct Decompressed {
     const MlaArgs& args;
+    const MlaSizes size{args};
     int64_t b = 0, length = 0;
     int64_t k_stride = 0, v_stride = 0, latent_group = 0, q_group = 0, p_group = 0;
     int64_t ld_rebuilt = 0, rebuild_floats = 0, attend_floats = 0;
@@ -21,45 +22,45 @@ struct Decompressed {
     int64_t per_worker() const { return max_of(rebuild_floats, attend_floats); }
 
     void rebuild(int64_t h, T* k, T* v, int64_t first, float* c) const {
-        float* t = c + padded_rows(max_of(args.dn, args.dv)) * REBUILD;
+        float* t = c + padded_rows(max_of(size.dn, size.dv)) * REBUILD;
         int64_t count = min_of(REBUILD, length - first), groups = ceil_div(count, VL), ldc = groups * VL;
         const float* a = latent + first / VL * latent_group;
         auto uk = [&](int64_t i) { return w_uk_row<T>(args, h, i); };
         auto uv = [&](int64_t i) { return w_uv_row<T>(args, h, i); };
-        gemm_packed<T>(a, latent_group, groups, uk, args.dn, args.dc, c, ldc, false);
-        transpose_block(c, ldc, args.dn, count, t, ld_rebuilt);
+        gemm_packed<T>(a, latent_group, groups, uk, size.dn, size.dc, c, ldc, false);
+        transpose_block(c, ldc, size.dn, count, t, ld_rebuilt);
         for (int64_t j = 0; j < count; j++) {
             T* to = k + (first + j) * k_stride;
-            store_row(t + j * ld_rebuilt, to, args.dn);
-            memcpy(to + args.dn, k_rope_row<T>(args, b, first + j), size_t(args.dr) * sizeof(T));
+            store_row(t + j * ld_rebuilt, to, size.dn);
+            memcpy(to + size.dn, k_rope_row<T>(args, b, first + j), size_t(size.dr) * sizeof(T));
         }
-        gemm_packed<T>(a, latent_group, groups, uv, args.dv, args.dc, c, ldc, false);
-        for (int64_t i = 0; i < args.dv; i++) store_row(c + i * ldc, v + i * v_stride + first, count);
+        gemm_packed<T>(a, latent_group, groups, uv, size.dv, size.dc, c, ldc, false);
+        for (int64_t i = 0; i < size.dv; i++) store_row(c + i * ldc, v + i * v_stride + first, count);
     }
 
     void attend(int64_t h, const T* k, const T* v, int64_t first, float* own) const {
-        int64_t queries = min_of(TILE, args.t - first), groups = ceil_div(queries, VL), ldc = groups * VL;
+        int64_t queries = min_of(TILE, size.t - first), groups = ceil_div(queries, VL), ldc = groups * VL;
         Carver carver{reinterpret_cast<char*>(own)};
         Online& online = *carver.take<Online>(1);
         T* rows = carver.take<T>(TILE * k_stride);
         float* q = carver.take<float>(TILE_GROUPS * q_group);
         float* scores = carver.take<float>(padded_rows(KEY_BLOCK) * TILE);
         float* p = carver.take<float>(TILE_GROUPS * p_group);
-        float* o = carver.take<float>(padded_rows(args.dv) * TILE);  // O^T
-        float* out = carver.take<float>(TILE * padded_rows(args.dv));
+        float* o = carver.take<float>(padded_rows(size.dv) * TILE);  // O^T
+        float* out = carver.take<float>(TILE * padded_rows(size.dv));
         for (int64_t i = 0; i < queries; i++) {
             online.limit[i] = int32_t(visible_keys(args, b, first + i));
-            memcpy(rows + i * k_stride, q_nope_row<T>(args, b, first + i, h), size_t(args.dn) * sizeof(T));
-            memcpy(rows + i * k_stride + args.dn, q_rope_row<T>(args, b, first + i, h), size_t(args.dr) * sizeof(T));
+            memcpy(rows + i * k_stride, q_nope_row<T>(args, b, first + i, h), size_t(size.dn) * sizeof(T));
+            memcpy(rows + i * k_stride + size.dn, q_rope_row<T>(args, b, first + i, h), size_t(size.dr) * sizeof(T));
         }
         online.start(queries, groups);
-        int64_t width = args.dn + args.dr;
+        int64_t width = size.dn + size.dr;
         for (int64_t g = 0; g < groups; g++) {
             const T* source[VL];
             for (int64_t l = 0; l < VL; l++) source[l] = rows + min_of(g * VL + l, queries - 1) * k_stride;
             pack_group(source, min_of(VL, queries - g * VL), width, q + g * q_group);
         }
-        memset(o, 0, size_t(padded_rows(args.dv) * ldc) * 4);
+        memset(o, 0, size_t(padded_rows(size.dv) * ldc) * 4);
         for (int64_t begin = 0; begin < online.most; begin += KEY_BLOCK) {
             int64_t count = min_of(KEY_BLOCK, online.most - begin);
             gemm_packed<T>(
@@ -67,66 +68,67 @@ struct Decompressed {
                 false);
             softmax_block<T>(online, scores, begin, count, groups, args.scale, p, p_group);
             if (begin)
-                for (int64_t i = 0; i < args.dv; i++)
+                for (int64_t i = 0; i < size.dv; i++)
                     for (int64_t l = 0; l < ldc; l += VL)
                         store(o + i * ldc + l, load(o + i * ldc + l) * load(online.rescale + l));
             gemm_packed<T>(
-                p, p_group, groups, [&](int64_t i) { return v + i * v_stride + begin; }, args.dv, count, o, ldc, true);
+                p, p_group, groups, [&](int64_t i) { return v + i * v_stride + begin; }, size.dv, count, o, ldc, true);
         }
-        int64_t ld_out = padded_rows(args.dv);
-        transpose_block(o, ldc, args.dv, queries, out, ld_out);
+        int64_t ld_out = padded_rows(size.dv);
+        transpose_block(o, ldc, size.dv, queries, out, ld_out);
         for (int64_t i = 0; i < queries; i++) {
             float sum = online.sum[i];
             vec inverse = set1(sum == 0 ? 0.f : 1.f / sum);
             T* to = out_row<T>(args, b, first + i, h);
-            for (int64_t c = 0; c < args.dv; c += VL)
-                store_upto(to + c, load(out + i * ld_out + c) * inverse, args.dv - c);
-            set_lse<T>(args, b, h, first + i, online.top[i], sum);
+            for (int64_t c = 0; c < size.dv; c += VL)
+                store_upto(to + c, load(out + i * ld_out + c) * inverse, size.dv - c);
+            set_lse(args, b, h, first + i, online.top[i], sum);
         }
     }
 };
 
 template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
+    const MlaSizes size{args};
     Decompressed<T> d{args};
     int64_t most = 0;
-    for (int64_t b = 0; b < args.b; b++) most = max_of(most, sequence_length(args, b));
+    for (int64_t b = 0; b < size.b; b++) most = max_of(most, sequence_length(args, b));
     constexpr int64_t LINE = 64 / int64_t(sizeof(T));
-    d.k_stride = round_up(args.dn + args.dr, LINE), d.v_stride = round_up(max_of(most, 1), LINE);
-    d.latent_group = packed_floats<T>(args.dc), d.q_group = packed_floats<T>(args.dn + args.dr);
-    d.p_group = packed_floats<T>(KEY_BLOCK), d.ld_rebuilt = padded_rows(args.dn);
-    d.rebuild_floats = padded_rows(max_of(args.dn, args.dv)) * REBUILD + REBUILD * d.ld_rebuilt;
+    d.k_stride = round_up(size.dn + size.dr, LINE), d.v_stride = round_up(max_of(most, 1), LINE);
+    d.latent_group = packed_floats<T>(size.dc), d.q_group = packed_floats<T>(size.dn + size.dr);
+    d.p_group = packed_floats<T>(KEY_BLOCK), d.ld_rebuilt = padded_rows(size.dn);
+    d.rebuild_floats = padded_rows(max_of(size.dn, size.dv)) * REBUILD + REBUILD * d.ld_rebuilt;
     Carver measure;
     measure.take<Online>(1), measure.take<T>(TILE * d.k_stride), measure.take<float>(TILE_GROUPS * d.q_group);
     measure.take<float>(padded_rows(KEY_BLOCK) * TILE + 64), measure.take<float>(TILE_GROUPS * d.p_group);
-    measure.take<float>(2 * padded_rows(args.dv) * TILE + 64);
+    measure.take<float>(2 * padded_rows(size.dv) * TILE + 64);
     d.attend_floats = measure.used / 4;
-    int64_t head = most * d.k_stride + args.dv * d.v_stride;
-    int64_t wave = min_of(args.h, max_of(threads.count, KEYS_BYTES / max_of(head * int64_t(sizeof(T)), 1)));
+    int64_t head = most * d.k_stride + size.dv * d.v_stride;
+    int64_t wave = min_of(size.h, max_of(threads.count, KEYS_BYTES / max_of(head * int64_t(sizeof(T)), 1)));
     int64_t worker_floats = round_up(d.per_worker(), 16);
     Carver carver;
     auto carve = [&] {
         carver.used = 0;
         d.latent = carver.take<float>(ceil_div(most, VL) * d.latent_group);
         d.keys = carver.take<T>(wave * most * d.k_stride);
-        d.values = carver.take<T>(wave * args.dv * d.v_stride);
+        d.values = carver.take<T>(wave * size.dv * d.v_stride);
         d.scratch = carver.take<float>(threads.count * worker_floats);
     };
     carve();
     carver.base = static_cast<char*>(threads.scratch(carver.used));
     carve();
-    for (int64_t b = 0; b < args.b; b++) {
+    for (int64_t b = 0; b < size.b; b++) {
         d.b = b, d.length = sequence_length(args, b);
         for_tasks(threads, ceil_div(d.length, VL), [&](int64_t g, int64_t) {
             const T* rows[VL];
             for (int64_t l = 0; l < VL; l++) rows[l] = latent_row<T>(args, b, min_of(g * VL + l, d.length - 1));
-            pack_group(rows, min_of(VL, d.length - g * VL), args.dc, d.latent + g * d.latent_group);
+            pack_group(rows, min_of(VL, d.length - g * VL), size.dc, d.latent + g * d.latent_group);
         });
-        int64_t blocks = ceil_div(d.length, REBUILD), tiles = ceil_div(args.t, TILE);
-        for (int64_t h = 0; h < args.h; h += wave) {
-            int64_t heads = min_of(wave, args.h - h);
+        int64_t blocks = ceil_div(d.length, REBUILD), tiles = ceil_div(size.t, TILE);
+        for (int64_t h = 0; h < size.h; h += wave) {
+            int64_t heads = min_of(wave, size.h - h);
             auto keys = [&](int64_t i) { return d.keys + i * most * d.k_stride; };
-            auto values = [&](int64_t i) { return d.values + i * args.dv * d.v_stride; };
+            auto values = [&](int64_t i) { return d.values + i * size.dv * d.v_stride; };
             for_tasks(threads, heads * blocks, [&](int64_t task, int64_t worker) {
                 int64_t i = task / blocks;
                 d.rebuild(h + i, keys(i), values(i), task % blocks * REBUILD, d.scratch + worker * worker_floats);

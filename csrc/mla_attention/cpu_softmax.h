@@ -67,25 +67,50 @@ static void softmax_block(Online& online, float* scores, int64_t first, int64_t 
 
 OPENMYTHOS_INLINE float log_of(float x) { return __builtin_logf(x); }
 
+// The sizes of a call in 64 bits, so that no product overflows.
+struct MlaSizes {
+    explicit MlaSizes(const MlaArgs& p) : b(p.b), t(p.t), h(p.h), dn(p.dn), dr(p.dr), dc(p.dc), dv(p.dv) {}
+    int64_t b, t, h, dn, dr, dc, dv;
+};
+
 OPENMYTHOS_INLINE int64_t visible_keys(const MlaArgs& args, int64_t b, int64_t t) {
-    int64_t length = args.lengths[b];
+    int64_t length = sequence_length(args, b);
     return args.causal ? max_of(0, min_of(length, length - args.t + t + 1)) : length;
 }
 
 template <class T>
-OPENMYTHOS_INLINE T* row_of(const Tensor4& x, int64_t a, int64_t b = 0, int64_t c = 0) {
-    return static_cast<T*>(x.data) + a * x.strides[0] + b * x.strides[1] + c * x.strides[2];
+OPENMYTHOS_INLINE const T* q_nope_row(const MlaArgs& p, int64_t b, int64_t t, int64_t h) {
+    return static_cast<const T*>(p.q_nope) + b * p.q_nope_b + t * p.q_nope_t + h * p.q_nope_h;
 }
-
-// A row that sees no key: zeros, and a log-sum-exp of -inf.
 template <class T>
-OPENMYTHOS_INLINE void set_lse(const MlaArgs& args, int64_t b, int64_t h, int64_t t, float top, float sum) {
-    if (!args.lse) return;
-    args.lse[b * args.lse_strides[0] + h * args.lse_strides[1] + t * args.lse_strides[2]] =
-        sum == 0 ? -__builtin_inff() : top + log_of(sum);
+OPENMYTHOS_INLINE const T* q_rope_row(const MlaArgs& p, int64_t b, int64_t t, int64_t h) {
+    return static_cast<const T*>(p.q_rope) + b * p.q_rope_b + t * p.q_rope_t + h * p.q_rope_h;
+}
+template <class T>
+OPENMYTHOS_INLINE const T* latent_row(const MlaArgs& p, int64_t b, int64_t s) {
+    return static_cast<const T*>(p.latent) + b * p.latent_b + s * p.latent_s;
+}
+template <class T>
+OPENMYTHOS_INLINE const T* k_rope_row(const MlaArgs& p, int64_t b, int64_t s) {
+    return static_cast<const T*>(p.k_rope) + b * p.k_rope_b + s * p.k_rope_s;
+}
+template <class T>
+OPENMYTHOS_INLINE const T* w_uk_row(const MlaArgs& p, int64_t h, int64_t n) {
+    return static_cast<const T*>(p.w_uk) + h * p.w_uk_h + n * p.w_uk_n;
+}
+template <class T>
+OPENMYTHOS_INLINE const T* w_uv_row(const MlaArgs& p, int64_t h, int64_t v) {
+    return static_cast<const T*>(p.w_uv) + h * p.w_uv_h + v * p.w_uv_v;
+}
+template <class T>
+OPENMYTHOS_INLINE T* out_row(const MlaArgs& p, int64_t b, int64_t t, int64_t h) {
+    return static_cast<T*>(p.out) + b * p.out_b + t * p.out_t + h * p.out_h;
 }
 
-void absorbed_attention(const Threads& threads, const MlaArgs& args);
-void decompressed_attention(const Threads& threads, const MlaArgs& args);
+// A query that sees no key gives zeros and a log-sum-exp of -inf.
+OPENMYTHOS_INLINE void set_lse(const MlaArgs& p, int64_t b, int64_t h, int64_t t, float top, float sum) {
+    if (!p.lse) return;
+    p.lse[(b * p.h + h) * p.t + t] = sum == 0 ? -__builtin_inff() : top + log_of(sum);
+}
 
 }  // namespace openmythos::cpu::OPENMYTHOS_ISA

@@ -1,10 +1,8 @@
 #include <algorithm>
 
-#include "plans.h"
+#include "plan.h"
 
 namespace openmythos::runtime {
-
-using Type;
 
 namespace {
 
@@ -16,25 +14,13 @@ constexpr int64_t MAX_BYTES = int64_t(1) << 30;   // of keys and values in memor
 #define OPENMYTHOS_MLA_DECOMPRESSED_NAMES(name)                                                        \
     {"openmythos_mla_decompressed_" name "_64_32_64", "openmythos_mla_decompressed_" name "_96_32_96", \
      "openmythos_mla_decompressed_" name "_128_64_128"}
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
 constexpr const char* NAMES[TYPES][HEADS] = {
     {}, OPENMYTHOS_MLA_DECOMPRESSED_NAMES("bf16"), OPENMYTHOS_MLA_DECOMPRESSED_NAMES("f16")};
-========
-constexpr const char* NAMES[TYPES][HEADS] = {
-    {}, OPENMYTHOS_MLA_PREFILL_NAMES("bf16"), OPENMYTHOS_MLA_PREFILL_NAMES("f16")};
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
-MlaDecompressedArgs decompressed_params(const MlaArgs& p) {
+MlaDecompressedArgs decompressed_args(const MlaArgs& p) {
     MlaDecompressedArgs x{};
-========
-MlaDecompressedArgs prefill_params(const MlaArgs& p) {
-    MlaDecompressedArgs x{};
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
     x.q_nope = p.q_nope, x.q_rope = p.q_rope, x.latent = p.latent, x.k_rope = p.k_rope;
     x.seq_lens = p.seq_lens, x.block_table = p.block_table, x.out = p.out, x.lse = p.lse;
     x.q_nope_b = p.q_nope_b, x.q_nope_t = p.q_nope_t, x.q_nope_h = p.q_nope_h;
@@ -48,39 +34,23 @@ MlaDecompressedArgs prefill_params(const MlaArgs& p) {
 }
 
 // As many heads as MAX_BYTES of keys and values allow, at least one.
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
 int64_t heads_at_a_time(const MlaDecompressedArgs& p) {
-========
-int64_t heads_at_a_time(const MlaDecompressedArgs& p) {
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
     const int64_t bytes = int64_t(p.b) * p.padded * (p.dn + p.dv) * 2;
     return std::clamp<int64_t>(MAX_BYTES / std::max<int64_t>(bytes, 1), 1, p.h);
 }
 
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
 Launch gather_plan(const MlaDecompressedArgs& p) {
-========
-Launch gather_plan(const MlaDecompressedArgs& p) {
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
     const unsigned blocks = unsigned(ceil_div(int64_t(p.b) * p.padded, GATHERED_KEYS));
-    return {"mla_decompressed", "openmythos_mla_decompressed_gather", {blocks, 1, 1, THREADS, 0}, &p};
+    return {"mla_decompressed", "openmythos_mla_decompressed_gather", {blocks, 1, 1, THREADS, 0}};
 }
 
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
-Launch plan(const MlaDecompressedArgs& p, Type type, const gpu::SharedTiles& tiles) {
-========
-Launch plan(const MlaDecompressedArgs& p, Type type, const gpu::SharedTiles& tiles) {
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
+Launch decompressed_plan(const MlaDecompressedArgs& p, Type type, const gpu::SharedTiles& tiles) {
     int heads = 0;
     while (heads < HEADS - 1 && MLA_HEADS[heads][0] != p.dn) heads++;
     const unsigned blocks = unsigned(ceil_div(p.t, ROWS) * p.h * p.b);
     const auto [dn, dr, dv] = MLA_HEADS[heads];
-<<<<<<<< HEAD:csrc/runtime/mla_decompressed.cpp
     const int shared = tiles.bytes(mla_decompressed_elements(tiles.columns, dn, dr, dv));
-========
-    const int shared = tiles.bytes(mla_decompressed_elements(tiles.columns, dn, dr, dv));
->>>>>>>> b97eb8c (wip cxx):csrc/mla_attention/decompressed_plan.cpp
-    return {"mla_decompressed", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}, &p};
+    return {"mla_decompressed", NAMES[int(type)][heads], {blocks, 1, 1, THREADS, unsigned(shared)}};
 }
 
 }  // namespace openmythos::runtime

@@ -115,9 +115,7 @@ static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t rou
 
 // A shared expert is cut into slices of a routed expert's width, which is exact since a SwiGLU is elementwise in its
 // hidden units.
-static int64_t shared_slices(const MoeExpertsArgs& args) {
-    return args.width ? args.shared_width / args.width : 0;
-}
+static int64_t shared_slices(const MoeExpertsArgs& args) { return args.width ? args.shared_width / args.width : 0; }
 
 // The slices follow the routed experts and share one set of packed rows. Returns how many experts own packed rows.
 template <class T>

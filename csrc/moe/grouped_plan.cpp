@@ -1,11 +1,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "plans.h"
+#include "plan.h"
 
 namespace openmythos::runtime {
-
-using Type;
 
 namespace {
 
@@ -19,8 +17,6 @@ constexpr Kernels BF16 = {"openmythos_moe_grouped_up_bf16", "openmythos_moe_grou
                           "openmythos_moe_grouped_sum_bf16"};
 constexpr Kernels F16 = {"openmythos_moe_grouped_up_f16", "openmythos_moe_grouped_down_f16",
                          "openmythos_moe_grouped_sum_f16"};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Grids of the two GEMMs.
 int64_t up_blocks(const MoeGroupedArgs& p) {
@@ -45,41 +41,42 @@ int64_t count_bytes(const MoeGroupedArgs& p) { return 4 * int64_t(p.chunks) * p.
 
 }  // namespace
 
-int64_t deal(MoeGroupedArgs& p) {
-    const int64_t slots = p.moe.slots;
-    p.chunk = int32_t(ceil_div(ceil_div(slots, MOE_MAX_CHUNKS), THREADS) * THREADS);
-    p.chunks = slots ? int32_t(ceil_div(slots, p.chunk)) : 0;
-    p.tile_count = int32_t((slots + std::min<int64_t>(p.moe.experts, slots) * (BLOCK - 1)) / BLOCK);
-    return std::max({up_blocks(p), down_blocks(p), int64_t(p.moe.rows)});
-}
-
-int64_t scratch_bytes(const MoeGroupedArgs& p) {
-    return act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * int64_t(p.moe.slots);
-}
-
-MoeGroupedPlan plan(MoeGroupedArgs& p, void* scratch, const gpu::SharedTiles& tiles) {
+void MoeGroupedPlan::set_scratch(void* scratch) {
     char* at = static_cast<char*>(scratch);
     const auto cut = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
-    p.moe.act = cut(act_bytes(p)), p.y = cut(y_bytes(p));
-    p.tiles = reinterpret_cast<MoeTile*>(cut(tile_bytes(p)));
-    p.counts = reinterpret_cast<int32_t*>(cut(count_bytes(p)));
-    p.slots = reinterpret_cast<int32_t*>(at);
-    p.moe.hidden_per_block = UNITS;
+    args.moe.act = cut(act_bytes(args)), args.y = cut(y_bytes(args));
+    args.tiles = reinterpret_cast<MoeTile*>(cut(tile_bytes(args)));
+    args.counts = reinterpret_cast<int32_t*>(cut(count_bytes(args)));
+    args.slots = reinterpret_cast<int32_t*>(at);
+}
+
+MoeGroupedPlan grouped_plan(const MoeExpertsArgs& moe, const gpu::SharedTiles& tiles) {
+    MoeGroupedArgs p{};
+    p.moe = moe, p.moe.aligned = is_aligned(moe), p.moe.hidden_per_block = UNITS;
+    const int64_t slots = moe.slots;
+    p.chunk = int32_t(ceil_div(ceil_div(slots, MOE_MAX_CHUNKS), THREADS) * THREADS);
+    p.chunks = slots ? int32_t(ceil_div(slots, p.chunk)) : 0;
+    p.tile_count = int32_t((slots + std::min<int64_t>(moe.experts, slots) * (BLOCK - 1)) / BLOCK);
     int64_t end = 0;
-    for (int s = 0; s < p.moe.shared_count; s++) {
-        end += ceil_div(p.moe.rows, BLOCK) * ceil_div(p.moe.shared[s].width, UNITS);
+    for (int s = 0; s < moe.shared_count; s++) {
+        end += ceil_div(moe.rows, BLOCK) * ceil_div(moe.shared[s].width, UNITS);
         p.moe.shared[s].end_block = int32_t(end);
     }
     p.moe.shared_blocks = int32_t(end);
-    const Kernels& kernels = p.moe.x.type == Type::bfloat16 ? BF16 : F16;
-    const auto launch = [&](const char* kernel, int64_t blocks, int64_t threads, unsigned dynamic) {
-        return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), dynamic}, &p};
+    const Kernels& kernels = moe.x.type == Type::bfloat16 ? BF16 : F16;
+    const auto launch = [](const char* kernel, int64_t blocks, int64_t threads, unsigned dynamic) {
+        return Launch{"moe_grouped", kernel, {unsigned(blocks), 1, 1, unsigned(threads), dynamic}};
     };
     const unsigned shared = unsigned(tiles.pipeline_bytes(2 * BLOCK));
-    return {{launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
+    const int64_t sum_threads = std::min(ceil_div(ceil_div(moe.d, VEC), 32) * 32, THREADS);
+    const int64_t scratch_bytes = act_bytes(p) + y_bytes(p) + tile_bytes(p) + count_bytes(p) + 4 * slots;
+    return {p,
+            {launch("openmythos_moe_grouped_count", p.chunks, THREADS, 0),
              launch("openmythos_moe_grouped_place", p.chunks, THREADS, 0),
              launch(kernels.up, up_blocks(p), THREADS, shared), launch(kernels.down, down_blocks(p), THREADS, shared),
-             launch(kernels.sum, p.moe.rows, std::min(ceil_div(ceil_div(p.moe.d, VEC), 32) * 32, THREADS), 0)}};
+             launch(kernels.sum, moe.rows, sum_threads, 0)},
+            std::max({up_blocks(p), down_blocks(p), int64_t(moe.rows)}),
+            scratch_bytes};
 }
 
 }  // namespace openmythos::runtime

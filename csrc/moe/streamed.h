@@ -133,7 +133,8 @@ OPENMYTHOS_DEVICE DownMatrix down_matrix(const MoeExpertsArgs& p, const Distinct
 
 // Offset in `act` of a row's activations for this expert, -1 if the row did not choose it.
 template <int ROWS>
-OPENMYTHOS_DEVICE int64_t act_offset(const MoeExpertsArgs& p, const DistinctExperts<ROWS>& distinct, int index, int row) {
+OPENMYTHOS_DEVICE int64_t act_offset(const MoeExpertsArgs& p, const DistinctExperts<ROWS>& distinct, int index,
+                                     int row) {
     if (index >= distinct.count)
         return row < p.rows ? shared_offset(p, index - distinct.count) + int64_t(row) * p.shared_width : -1;
     const int slot = distinct.slot[index][row];

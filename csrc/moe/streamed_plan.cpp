@@ -1,8 +1,6 @@
-#include "plans.h"
+#include "plan.h"
 
 namespace openmythos::runtime {
-
-using Type;
 
 namespace {
 
@@ -42,21 +40,19 @@ bool is_aligned(const MoeExpertsArgs& p) {
     return fast;
 }
 
-// Sets `aligned` and the division of the first launch's blocks among experts.
-MoePlan plan(MoeExpertsArgs& p) {
+MoeStreamedPlan streamed_plan(MoeExpertsArgs p) {
     p.aligned = is_aligned(p);
     const Pair& pair = p.aligned ? PAIRS[int(p.x.type)][p.rows > 1] : ANY;
     p.hidden_per_block = pair.hidden;
-    const auto blocks = [&](int64_t width) { return (width + pair.hidden - 1) / pair.hidden; };
+    const auto blocks = [&](int64_t width) { return ceil_div(width, pair.hidden); };
     int64_t total = 0;
     for (int s = 0; s < p.shared_count; s++) p.shared[s].end_block = int32_t(total += blocks(p.shared[s].width));
     p.shared_blocks = int32_t(total);
     total += p.slots * blocks(p.width);
-    return {{"moe_streamed", pair.up, {unsigned(total), 1, 1, pair.up_threads, 0}, &p},
-            {"moe_streamed",
-             pair.down,
-             {unsigned((p.d + pair.columns - 1) / pair.columns), 1, 1, pair.down_threads, 0},
-             &p}};
+    const unsigned columns = unsigned(ceil_div(p.d, pair.columns));
+    return {p,
+            {"moe_streamed", pair.up, {unsigned(total), 1, 1, pair.up_threads, 0}},
+            {"moe_streamed", pair.down, {columns, 1, 1, pair.down_threads, 0}}};
 }
 
 }  // namespace openmythos::runtime

@@ -117,10 +117,10 @@ Runtime::Kernel Runtime::kernel(const Launch& launch, int index) {
     return found->second;
 }
 
-void Runtime::launch(const Launch& launch, int index, void* stream) {
+void Runtime::launch(const Launch& launch, const void* args, int index, void* stream) {
     try {
         Kernel found = kernel(launch, index);
-        driver_->launch(index, found.function, launch.grid, stream, launch.params);
+        driver_->launch(index, found.function, launch.grid, stream, args);
     } catch (const std::exception& error) {
         std::string arch = index >= 0 && index < int(devices_.size()) && devices_[index]
                                ? " (" + devices_[index]->info.arch + ")"

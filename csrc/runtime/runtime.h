@@ -12,12 +12,11 @@
 
 namespace openmythos::runtime {
 
-// One launch of a kernel, without device and stream.
+// One launch of a kernel, without device, stream and arguments.
 struct Launch {
     const char* op;  // names the code object
     const char* kernel;
     Grid grid;
-    const void* params;  // the kernel's only argument; must outlive the call of Runtime::launch
 };
 
 // Launches the kernels of one folder of code objects. Modules and functions are loaded at first use and kept. Thread
@@ -33,7 +32,8 @@ public:
     int multiprocessors(int device);
     // Of the device code. Without code objects any will do: launch() throws.
     const gpu::SharedTiles& tiles() const { return (manifest_.vendor ? manifest_.vendor : vendors().front())->tiles; }
-    void launch(const Launch& launch, int device, void* stream);
+    // `args` is the kernel's only argument, a struct passed by value.
+    void launch(const Launch& launch, const void* args, int device, void* stream);
 
 private:
     struct Kernel {

@@ -6,6 +6,6 @@ libraries. A row that should go first only for some calls says no to the others 
 
 from __future__ import annotations
 
-from openmythos.backends import cpu, library, native, triton, torch  # isort: skip
+from openmythos.backends import cpp, library, triton, torch  # isort: skip
 
-__all__ = ["cpu", "library", "native", "torch", "triton"]
+__all__ = ["cpp", "library", "torch", "triton"]

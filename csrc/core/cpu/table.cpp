@@ -13,7 +13,7 @@ void loop_step(const Threads&, const LoopStepArgs&);
 void rope(const Threads&, const RopeArgs&);
 
 extern const Kernels table;
-const Kernels table = {linear,      swiglu,       rms_norm,         moe_route, moe_experts,
+const Kernels table = {linear,       swiglu,           rms_norm,  moe_route, moe_experts,
                        mla_absorbed, mla_decompressed, loop_step, rope};
 
 }  // namespace openmythos::cpu::OPENMYTHOS_ISA

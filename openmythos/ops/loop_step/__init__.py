@@ -27,7 +27,9 @@ class LoopParams(NamedTuple):
     norm_w: torch.Tensor | None
 
     def contiguous(self) -> LoopParams:
-        """The same parameters, each contiguous."""
+        """The same parameters, each contiguous, which is what kernels read."""
+        if all(part is None or part.is_contiguous() for part in self):
+            return self
         return LoopParams(*(None if part is None else part.contiguous() for part in self))
 
 
@@ -256,6 +258,7 @@ def loop_step(
     Raises:
         ValueError: when shapes or the state's dtype do not agree, or t is negative.
     """
+    params = params.contiguous()
     call = LoopStep(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim)
     _check(call, params)
     if device := direct(h):
@@ -285,6 +288,7 @@ def loop_step_(
     Raises:
         ValueError: as loop_step, and when exactly one of norm_w and x_next is given.
     """
+    params = params.contiguous()
     call = LoopStepInPlace(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim, x_next)
     _check(call, params)
     if (x_next is None) != (call.norm_w is None):
