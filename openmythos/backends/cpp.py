@@ -25,6 +25,9 @@ NAMESPACE = "openmythos_native"
 # Rows up to which the kernel beats oneDNN on a CPU with bfloat16 instructions, measured at the model's widths
 # (docs/performance.md); float32 has no limit.
 LINEAR_ROWS_BF16 = 48
+# Dtypes that a result may be asked for in; everything else about dtypes is the library's answer.
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*CPU_DTYPES, torch.float16)
 
 Inputs = tuple[Any, ...]
 
@@ -46,6 +49,11 @@ def _supports(op: str, inputs: Callable[[Any], Inputs]) -> Callable[[Any], str |
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """x (..., D) as (N, D)."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _empty_like(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # A third of what torch.empty(x.shape, dtype=, device=) costs.
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _linear_supports(call: Linear) -> str | None:
@@ -77,24 +85,28 @@ def swiglu(call: Swiglu) -> torch.Tensor:
     return out
 
 
-def _norm_supports(call: RmsNorm | RmsNormAdd) -> str | None:
+def _norm_reason(call: RmsNorm | RmsNormAdd, residual: torch.Tensor | None) -> str | None:
     reason = not_loaded()
     if reason is not None:
         return reason
-    x, weight, residual = call.x, call.weight, getattr(call, "residual", None)
-    if call.dtype not in (None, x.dtype, weight.dtype) and not call.dtype.is_floating_point:
-        return f"dtype {call.dtype}: must be a floating point type"
-    if call.dtype == torch.float64 or (call.dtype == torch.float16 and not x.is_cuda):
-        return f"dtype {call.dtype}: the kernels do not write it"
-    rows = None if residual is None else _rows(residual)
-    return _native("rms_norm_reason")(_rows(x), rows, weight, call.eps) or None
+    x, dtype = call.x, call.dtype
+    if dtype is not None and dtype not in (GPU_DTYPES if x.is_cuda else CPU_DTYPES):
+        return f"dtype {dtype}: the kernels do not write it"
+    return _native("rms_norm_reason")(_rows(x), residual, call.weight, call.eps) or None
+
+
+def _norm_supports(call: RmsNorm) -> str | None:
+    return _norm_reason(call, None)
+
+
+def _norm_add_supports(call: RmsNormAdd) -> str | None:
+    return _norm_reason(call, _rows(call.residual))
 
 
 def rms_norm(call: RmsNorm) -> torch.Tensor:
     """x * rsqrt(mean(x^2) + eps) * weight."""
     x, weight = call.x, call.weight
-    dtype = call.dtype or (x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype))
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    out = _empty_like(x, call.dtype or torch.promote_types(x.dtype, weight.dtype))
     _native("rms_norm")(_rows(x), None, weight, call.eps, _rows(out), None)
     return out
 
@@ -102,9 +114,8 @@ def rms_norm(call: RmsNorm) -> torch.Tensor:
 def rms_norm_add(call: RmsNormAdd) -> tuple[torch.Tensor, torch.Tensor]:
     """rms_norm of s = x + residual, and s."""
     x, residual, weight = call.x, call.residual, call.weight
-    total = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device)
-    dtype = call.dtype or torch.promote_types(total.dtype, weight.dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    total = _empty_like(x, torch.promote_types(x.dtype, residual.dtype))
+    out = _empty_like(x, call.dtype or torch.promote_types(total.dtype, weight.dtype))
     _native("rms_norm")(_rows(x), _rows(residual), weight, call.eps, _rows(out), _rows(total))
     return out, total
 
@@ -118,7 +129,7 @@ def _rope_inputs(call: Rope) -> Inputs:
 
 def rope(call: Rope) -> torch.Tensor:
     """(x0 + i x1) * (cos + i sin) on adjacent pairs."""
-    out = torch.empty(call.x.shape, dtype=call.x.dtype)
+    out = _empty_like(call.x, call.x.dtype)
     _native("rope")(*_rope_inputs(call), out)
     return out
 
@@ -154,7 +165,10 @@ def rope_append_(call: RopeAppend) -> None:
 
 
 def _route_inputs(call: MoeRoute) -> Inputs:
-    return call.logits, None if call.bias is None else call.bias.float().contiguous(), call.k
+    bias = call.bias
+    if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+        bias = bias.float().contiguous()
+    return call.logits, bias, call.k
 
 
 def moe_route(call: MoeRoute) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -174,12 +188,13 @@ def _experts_inputs(call: MoeExperts) -> Inputs:
         gates.append(gate)
         ups.append(up)
         downs.append(down)
-    return call.x, call.ids, call.weights.float(), experts.gate_up, experts.down, gates, ups, downs
+    weights = call.weights if call.weights.dtype is torch.float32 else call.weights.float()
+    return call.x, call.ids, weights, experts.gate_up, experts.down, gates, ups, downs
 
 
 def moe_experts(call: MoeExperts) -> torch.Tensor:
     """The routed experts' weighted sum plus the shared experts."""
-    out = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.x.device)
+    out = _empty_like(call.x, call.x.dtype)
     _native("moe_experts")(*_experts_inputs(call), out)
     return out
 
@@ -207,7 +222,7 @@ def loop_step(call: LoopStep) -> tuple[torch.Tensor, ...]:
     """The new h, h_out and cum_p and the next block input, which is empty without norm_w."""
     last = call.norm_w is None
     x_next = call.e.new_empty((0,) if last else call.h.shape)
-    new = (call.h.new_empty(call.h.shape), call.h_out.new_empty(call.h.shape), call.cum_p.new_empty(call.cum_p.shape))
+    new = [_empty_like(part, part.dtype) for part in (call.h, call.h_out, call.cum_p)]
     _native("loop_step")(*call, None if last else x_next, *new)
     return *new, x_next
 
@@ -219,7 +234,7 @@ def loop_step_(call: LoopStepInPlace) -> None:
 
 for _device in ("cpu", "cuda"):
     register("rms_norm", "cpp", rms_norm, device=_device, supports=_norm_supports)
-    register("rms_norm_add", "cpp", rms_norm_add, device=_device, supports=_norm_supports)
+    register("rms_norm_add", "cpp", rms_norm_add, device=_device, supports=_norm_add_supports)
     register(
         "loop_step", "cpp", loop_step, device=_device, supports=_supports("loop_step", lambda call: (*call, None))
     )

@@ -28,9 +28,10 @@ class LoopParams(NamedTuple):
 
     def contiguous(self) -> LoopParams:
         """The same parameters, each contiguous, which is what kernels read."""
-        if all(part is None or part.is_contiguous() for part in self):
-            return self
-        return LoopParams(*(None if part is None else part.contiguous() for part in self))
+        for part in self:
+            if part is not None and not part.is_contiguous():
+                return LoopParams(*(None if part is None else part.contiguous() for part in self))
+        return self
 
 
 def _params(call: LoopStep | LoopStepInPlace | LoopStepBackward) -> LoopParams:
