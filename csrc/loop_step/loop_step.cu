@@ -239,9 +239,9 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepArgs& p) {
     }
 }
 
-#define OPENMYTHOS_LOOP_STEP(name, Row, rows)                                                    \
+#define OPENMYTHOS_LOOP_STEP(name, Row, rows)                                                  \
     OPENMYTHOS_KERNEL(STEP_THREADS) openmythos_loop_step_##name##_rows##rows(LoopStepArgs p) { \
-        loop_step<Row, rows>(p);                                                                 \
+        loop_step<Row, rows>(p);                                                               \
     }
 #define OPENMYTHOS_LOOP_STEPS(name, T)        \
     OPENMYTHOS_LOOP_STEP(name, FastRow<T>, 1) \

@@ -190,7 +190,7 @@ OPENMYTHOS_DEVICE void combine_splits(const MlaArgs& p) {
     OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, MmaTile<T, dc, dr, 1>) \
     OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, dc > 256 ? 1 : 2)           \
     openmythos_mla_absorbed_##name##_##dc##_##dr##_rows32(MlaArgs p) { split_kv<T, MmaTile<T, dc, dr, 2>>(p); }
-#define OPENMYTHOS_MLA(name, T)                                                                               \
+#define OPENMYTHOS_MLA(name, T)                                                                             \
     OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_fold(MlaArgs p) { fold_queries<T>(p); } \
     OPENMYTHOS_KERNEL(MLA_THREADS) openmythos_mla_absorbed_##name##_combine(MlaArgs p) { combine_splits<T>(p); }
 #define OPENMYTHOS_MLA_16_BITS(name, T)     \

@@ -25,10 +25,10 @@ OPENMYTHOS_KERNEL(DECOMPRESSED_THREADS) openmythos_mla_decompressed_gather(MlaDe
 }
 
 // `blocks`: resident blocks per multiprocessor.
-#define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                       \
-    OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                           \
+#define OPENMYTHOS_MLA_DECOMPRESSED(name, T, dn, dr, dv, blocks)                     \
+    OPENMYTHOS_KERNEL_RESIDENT(DECOMPRESSED_THREADS, blocks)                         \
     openmythos_mla_decompressed_##name##_##dn##_##dr##_##dv(MlaDecompressedArgs p) { \
-        decompressed_attention<T, dn, dr, dv, blocks>(p);                              \
+        decompressed_attention<T, dn, dr, dv, blocks>(p);                            \
     }
 
 OPENMYTHOS_MLA_DECOMPRESSED(bf16, bf16, 64, 32, 64, 2)

@@ -88,9 +88,9 @@ OPENMYTHOS_DEVICE void moe_route(const MoeRouteArgs& p) {
     }
 }
 
-#define OPENMYTHOS_MOE_ROUTE(experts)                                                                 \
+#define OPENMYTHOS_MOE_ROUTE(experts)                                                               \
     OPENMYTHOS_KERNEL(ROUTE_MAX_ROWS* WAVE) openmythos_moe_route_experts##experts(MoeRouteArgs p) { \
-        moe_route<experts / WAVE>(p);                                                                 \
+        moe_route<experts / WAVE>(p);                                                               \
     }
 
 OPENMYTHOS_MOE_ROUTE(64)

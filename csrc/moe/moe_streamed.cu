@@ -9,19 +9,20 @@ namespace openmythos::gpu {
 
 // The second launch has few blocks, all of which should be resident at once: a partial last wave of blocks would leave
 // memory bandwidth unused.
-#define OPENMYTHOS_MOE_FMA(name, Data, rows, hidden, columns)                                                        \
-    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, 1) openmythos_moe_streamed_up_##name(MoeExpertsArgs p) {                   \
-        streamed_up_fma<Data, rows, hidden>(p);                                                                      \
-    }                                                                                                                \
-    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, rows == 1 ? 4 : 2) openmythos_moe_streamed_down_##name(MoeExpertsArgs p) { \
-        streamed_down_fma<Data, rows, columns>(p);                                                                   \
+#define OPENMYTHOS_MOE_FMA(name, Data, rows, hidden, columns)                                           \
+    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, 1) openmythos_moe_streamed_up_##name(MoeExpertsArgs p) { \
+        streamed_up_fma<Data, rows, hidden>(p);                                                         \
+    }                                                                                                   \
+    OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, rows == 1 ? 4 : 2)                                       \
+    openmythos_moe_streamed_down_##name(MoeExpertsArgs p) {                                             \
+        streamed_down_fma<Data, rows, columns>(p);                                                      \
     }
-#define OPENMYTHOS_MOE_MMA(name, T)                                                                \
+#define OPENMYTHOS_MOE_MMA(name, T)                                                                     \
     OPENMYTHOS_KERNEL_RESIDENT(UP_THREADS, 1) openmythos_moe_streamed_up_##name(MoeExpertsArgs p) {     \
-        streamed_up_mma<T>(p);                                                                     \
-    }                                                                                              \
+        streamed_up_mma<T>(p);                                                                          \
+    }                                                                                                   \
     OPENMYTHOS_KERNEL_RESIDENT(DOWN_THREADS, 1) openmythos_moe_streamed_down_##name(MoeExpertsArgs p) { \
-        streamed_down_mma<T>(p);                                                                   \
+        streamed_down_mma<T>(p);                                                                        \
     }
 
 OPENMYTHOS_MOE_FMA(f32_rows1, Vectors<float>, 1, 2, 4)
