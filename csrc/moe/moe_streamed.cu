@@ -14,9 +14,7 @@ namespace openmythos::gpu {
         streamed_up_fma<Data, rows, hidden>(p);                                                         \
     }                                                                                                   \
     OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, rows == 1 ? 4 : 2)                                       \
-    openmythos_moe_streamed_down_##name(MoeExpertsArgs p) {                                             \
-        streamed_down_fma<Data, rows, columns>(p);                                                      \
-    }
+    openmythos_moe_streamed_down_##name(MoeExpertsArgs p) { streamed_down_fma<Data, rows, columns>(p); }
 #define OPENMYTHOS_MOE_MMA(name, T)                                                                     \
     OPENMYTHOS_KERNEL_RESIDENT(UP_THREADS, 1) openmythos_moe_streamed_up_##name(MoeExpertsArgs p) {     \
         streamed_up_mma<T>(p);                                                                          \
