@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +39,22 @@ def test_passes_lint(tmp_path: Path, name: str) -> None:
 
 def test_every_folder_has_its_files(tmp_path: Path) -> None:
     written = {path.relative_to(tmp_path).as_posix() for path in lay("zoom", tmp_path)}
-    folders = ("openmythos/ops/zoom/", "triton_kernels/zoom/", "tests/ops/", "bench/")
+    folders = ("openmythos/ops/zoom/", "csrc/zoom/", "triton_kernels/zoom/", "tests/ops/", "bench/")
     assert all(any(path.startswith(folder) for path in written) for folder in folders), written
     assert all("newop" not in path.read_text().lower() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_table_of_cpu_kernels_has_it(tmp_path: Path) -> None:
+    folder = tmp_path / "csrc" / "core" / "cpu"
+    folder.mkdir(parents=True)
+    for file in ("kernels.h", "table.cpp"):
+        shutil.copy(ROOT / "csrc" / "core" / "cpu" / file, folder)
+    lay("zoom", tmp_path)
+    header, table = ((folder / file).read_text() for file in ("kernels.h", "table.cpp"))
+    assert '#include "../../zoom/args.h"\n\n' in header
+    assert "    void (*zoom)(const Threads&, const ZoomArgs&);\n};" in header
+    assert "void zoom(const Threads&, const ZoomArgs&);\n\n" in table
+    assert re.search(r",\s+zoom\};", table)
 
 
 # an installed package finds the new operation by the same path

@@ -40,12 +40,37 @@ def lay(name: str, root: Path) -> list[Path]:
         target = root / source.relative_to(TEMPLATE).as_posix().replace("newop", name)
         if target.exists():
             raise FileExistsError(f"{target} exists already: choose another NAME")
-        texts[target] = source.read_text(encoding="utf-8").replace("newop", name).replace("NewOp", camel)
+        text = source.read_text(encoding="utf-8")
+        texts[target] = text.replace("newop", name).replace("NewOp", camel).replace("NEWOP", name.upper())
+    texts |= _with_kernel(name, camel, root / "csrc" / "core" / "cpu")
     for target, text in texts.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     _format(list(texts))
     return list(texts)
+
+
+def _with_kernel(name: str, camel: str, folder: Path) -> dict[Path, str]:
+    """The table of CPU kernels with the new one, so that the tree builds."""
+    signature = f"(const Threads&, const {camel}Args&);\n"
+    insertions = {
+        "kernels.h": [
+            (r'(#include "\.\./\.\./\S+/args\.h"\n)(?!#include)', f'\\1#include "../../{name}/args.h"\n'),
+            (r"(struct Kernels \{[^}]*)\}", f"\\1    void (*{name}){signature}}}"),
+        ],
+        "table.cpp": [
+            (r"(Args&\);\n)(?!void)", f"\\1void {name}{signature}"),
+            (r"(table = \{[^}]*)\}", f"\\1, {name}}}"),
+        ],
+    }
+    texts = {}
+    for file, patterns in insertions.items():
+        if (folder / file).exists():
+            text = (folder / file).read_text(encoding="utf-8")
+            for pattern, replacement in patterns:
+                text = re.sub(pattern, replacement, text, count=1)
+            texts[folder / file] = text
+    return texts
 
 
 def _format(paths: list[Path]) -> None:
