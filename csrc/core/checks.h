@@ -23,7 +23,7 @@ constexpr bool OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU = false;
 
 namespace openmythos {
 
-// Whether the op runs, or is asked for the reason why it cannot run.
+// Whether the op runs, or only returns the reason why it cannot run.
 enum class Mode { run, ask };
 
 class Checks {

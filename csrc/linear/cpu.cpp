@@ -7,19 +7,19 @@ static void linear_typed(const Threads& threads, const LinearArgs& args) {
     const T* x = static_cast<const T*>(args.x.data);
     Split split = split_tokens(args.n);
     int64_t group = packed_floats<T>(args.k);
-    Carver carver;
+    ScratchLayout layout;
     float* packed;
     const T** rows;
     float* c;
-    auto carve = [&] {
-        carver.used = 0;
-        packed = carver.take<float>(split.groups * group);
-        rows = carver.take<const T*>(args.n);
-        c = carver.take<float>(threads.count * projection_scratch());
+    auto divide = [&] {
+        layout.used = 0;
+        packed = layout.array<float>(split.groups * group);
+        rows = layout.array<const T*>(args.n);
+        c = layout.array<float>(threads.count * projection_scratch());
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     for (int64_t i = 0; i < args.n; i++) rows[i] = x + i * args.x.stride;
     for_tasks(threads, split.groups, [&](int64_t g, int64_t) {
         pack_group(rows + g * VL, min_of(VL, split.packed - g * VL), args.k, packed + g * group);

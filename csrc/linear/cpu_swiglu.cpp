@@ -15,21 +15,21 @@ static void swiglu_chunk(const Threads& threads, const SwigluArgs& args, int64_t
     Split total = lay_out(&expert, 1);
     Hidden<T> hidden{};
     hidden.experts = &expert, hidden.count = hidden.owners = 1, hidden.d = args.d, hidden.i = args.i;
-    Carver carver;
+    ScratchLayout layout;
     float* scratch;
     int64_t per_worker = max_of(hidden_scratch(), projection_scratch());
-    auto carve = [&] {
-        carver.used = 0;
-        hidden.x_rows = carver.take<const T*>(n);
-        hidden.x_packed = carver.take<float>(total.groups * hidden.x_group());
-        hidden.h_packed = carver.take<float>(total.groups * hidden.h_group());
-        hidden.h_rest = carver.take<T>(total.rest * hidden.h_stride());
-        hidden.h_rows = carver.take<const T*>(total.rest);
-        scratch = carver.take<float>(threads.count * per_worker);
+    auto divide = [&] {
+        layout.used = 0;
+        hidden.x_rows = layout.array<const T*>(n);
+        hidden.x_packed = layout.array<float>(total.groups * hidden.x_group());
+        hidden.h_packed = layout.array<float>(total.groups * hidden.h_group());
+        hidden.h_rest = layout.array<T>(total.rest * hidden.h_stride());
+        hidden.h_rows = layout.array<const T*>(total.rest);
+        scratch = layout.array<float>(threads.count * per_worker);
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     hidden.scratch = scratch;
     const T* x = static_cast<const T*>(args.x.data) + begin * args.x.stride;
     for (int64_t r = 0; r < n; r++) hidden.x_rows[r] = x + r * args.x.stride;

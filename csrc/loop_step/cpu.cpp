@@ -245,18 +245,18 @@ void loop_step(const Threads& threads, const LoopStepArgs& args) {
     int64_t half = ceil_div(int64_t(args.loop_dim), 2);
     int64_t per_worker = 4 * (round_up(int64_t(args.d), VL) + round_up(int64_t(args.loop_dim), VL)) +
                          round_up(4 * int64_t(args.rank), VL) + VL;
-    Carver carver;
+    ScratchLayout layout;
     double* frequency;
     float* scratch;
-    auto carve = [&] {
-        carver.used = 0;
-        frequency = carver.take<double>(half);
-        embeddings.table = carver.take<float>(embeddings.count * int64_t(args.loop_dim));
-        scratch = carver.take<float>(threads.count * per_worker);
+    auto divide = [&] {
+        layout.used = 0;
+        frequency = layout.array<double>(half);
+        embeddings.table = layout.array<float>(embeddings.count * int64_t(args.loop_dim));
+        scratch = layout.array<float>(threads.count * per_worker);
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     embeddings.frequency = frequency;
     for (int64_t i = 0; next && i < half; i++)
         frequency[i] = __builtin_pow(10000., -2. * double(i) / double(args.loop_dim));

@@ -38,26 +38,26 @@ struct Absorbed {
     }
 
     int64_t attend_bytes() const {
-        Carver measure;
-        carve_attend(measure);
+        ScratchLayout measure;
+        lay_out_attend(measure);
         return measure.used;
     }
     struct Buffers {
         Online* online;
         float *q, *q_rope, *scores, *p;
     };
-    Buffers carve_attend(Carver& carver) const {
-        return {carver.take<Online>(1), carver.take<float>(TILE_GROUPS * packed_floats<T>(size.dc + size.dr)),
-                carver.take<float>(TILE_GROUPS * packed_floats<T>(size.dr)),
-                carver.take<float>(padded_rows(KEY_BLOCK) * TILE),
-                carver.take<float>(TILE_GROUPS * packed_floats<T>(KEY_BLOCK))};
+    Buffers lay_out_attend(ScratchLayout& layout) const {
+        return {layout.array<Online>(1), layout.array<float>(TILE_GROUPS * packed_floats<T>(size.dc + size.dr)),
+                layout.array<float>(TILE_GROUPS * packed_floats<T>(size.dr)),
+                layout.array<float>(padded_rows(KEY_BLOCK) * TILE),
+                layout.array<float>(TILE_GROUPS * packed_floats<T>(KEY_BLOCK))};
     }
 
     void attend(int64_t b, int64_t slot, int64_t chunk, int64_t split, char* own) const {
         int64_t first = chunk * TILE, count = min_of(TILE, rows - first), groups = ceil_div(count, VL),
                 ldc = groups * VL;
-        Carver carver{own};
-        Buffers buffers = carve_attend(carver);
+        ScratchLayout layout{own};
+        Buffers buffers = lay_out_attend(layout);
         Online& online = *buffers.online;
         for (int64_t i = 0; i < count; i++) online.limit[i] = int32_t(visible_keys(args, b, (first + i) / size.h));
         online.start(count, groups);
@@ -163,18 +163,18 @@ void run(const Threads& threads, const MlaArgs& args) {
     int64_t merged_bytes = round_up(TILE * a.q_stride * int64_t(sizeof(T)), 64);
     int64_t finish_bytes = packed_bytes + merged_bytes + 2 * c_floats * 4;
     int64_t per_worker = round_up(max_of(max_of(packed_bytes + o_bytes, finish_bytes), a.attend_bytes()), 64);
-    Carver carver;
+    ScratchLayout layout;
     char* scratch;
-    auto carve = [&] {
-        carver.used = 0;
-        a.q = carver.take<T>(batch * a.rows * a.q_stride);
-        a.partial = carver.take<float>(batch * a.splits * (a.rows + 8) * a.ldo);
-        a.state = carver.take<float>(batch * a.splits * 2 * a.rows);
-        scratch = carver.take<char>(threads.count * per_worker);
+    auto divide = [&] {
+        layout.used = 0;
+        a.q = layout.array<T>(batch * a.rows * a.q_stride);
+        a.partial = layout.array<float>(batch * a.splits * (a.rows + 8) * a.ldo);
+        a.state = layout.array<float>(batch * a.splits * 2 * a.rows);
+        scratch = layout.array<char>(threads.count * per_worker);
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     int64_t tiles = ceil_div(size.t, TILE);
     for (int64_t b = 0; b < size.b; b += batch) {
         int64_t count = min_of(batch, size.b - b), heads = size.h * tiles, parts = a.chunks * a.splits;

@@ -40,14 +40,14 @@ struct Decompressed {
 
     void attend(int64_t h, const T* k, const T* v, int64_t first, float* own) const {
         int64_t queries = min_of(TILE, size.t - first), groups = ceil_div(queries, VL), ldc = groups * VL;
-        Carver carver{reinterpret_cast<char*>(own)};
-        Online& online = *carver.take<Online>(1);
-        T* rows = carver.take<T>(TILE * k_stride);
-        float* q = carver.take<float>(TILE_GROUPS * q_group);
-        float* scores = carver.take<float>(padded_rows(KEY_BLOCK) * TILE);
-        float* p = carver.take<float>(TILE_GROUPS * p_group);
-        float* o = carver.take<float>(padded_rows(size.dv) * TILE);  // O^T
-        float* out = carver.take<float>(TILE * padded_rows(size.dv));
+        ScratchLayout layout{reinterpret_cast<char*>(own)};
+        Online& online = *layout.array<Online>(1);
+        T* rows = layout.array<T>(TILE * k_stride);
+        float* q = layout.array<float>(TILE_GROUPS * q_group);
+        float* scores = layout.array<float>(padded_rows(KEY_BLOCK) * TILE);
+        float* p = layout.array<float>(TILE_GROUPS * p_group);
+        float* o = layout.array<float>(padded_rows(size.dv) * TILE);  // O^T
+        float* out = layout.array<float>(TILE * padded_rows(size.dv));
         for (int64_t i = 0; i < queries; i++) {
             online.limit[i] = int32_t(visible_keys(args, b, first + i));
             memcpy(rows + i * k_stride, q_nope_row<T>(args, b, first + i, h), size_t(size.dn) * sizeof(T));
@@ -98,25 +98,25 @@ void run(const Threads& threads, const MlaArgs& args) {
     d.latent_group = packed_floats<T>(size.dc), d.q_group = packed_floats<T>(size.dn + size.dr);
     d.p_group = packed_floats<T>(KEY_BLOCK), d.ld_rebuilt = padded_rows(size.dn);
     d.rebuild_floats = padded_rows(max_of(size.dn, size.dv)) * REBUILD + REBUILD * d.ld_rebuilt;
-    Carver measure;
-    measure.take<Online>(1), measure.take<T>(TILE * d.k_stride), measure.take<float>(TILE_GROUPS * d.q_group);
-    measure.take<float>(padded_rows(KEY_BLOCK) * TILE + 64), measure.take<float>(TILE_GROUPS * d.p_group);
-    measure.take<float>(2 * padded_rows(size.dv) * TILE + 64);
+    ScratchLayout measure;
+    measure.array<Online>(1), measure.array<T>(TILE * d.k_stride), measure.array<float>(TILE_GROUPS * d.q_group);
+    measure.array<float>(padded_rows(KEY_BLOCK) * TILE + 64), measure.array<float>(TILE_GROUPS * d.p_group);
+    measure.array<float>(2 * padded_rows(size.dv) * TILE + 64);
     d.attend_floats = measure.used / 4;
     int64_t head = most * d.k_stride + size.dv * d.v_stride;
     int64_t wave = min_of(size.h, max_of(threads.count, KEYS_BYTES / max_of(head * int64_t(sizeof(T)), 1)));
     int64_t worker_floats = round_up(d.per_worker(), 16);
-    Carver carver;
-    auto carve = [&] {
-        carver.used = 0;
-        d.latent = carver.take<float>(ceil_div(most, VL) * d.latent_group);
-        d.keys = carver.take<T>(wave * most * d.k_stride);
-        d.values = carver.take<T>(wave * size.dv * d.v_stride);
-        d.scratch = carver.take<float>(threads.count * worker_floats);
+    ScratchLayout layout;
+    auto divide = [&] {
+        layout.used = 0;
+        d.latent = layout.array<float>(ceil_div(most, VL) * d.latent_group);
+        d.keys = layout.array<T>(wave * most * d.k_stride);
+        d.values = layout.array<T>(wave * size.dv * d.v_stride);
+        d.scratch = layout.array<float>(threads.count * worker_floats);
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     for (int64_t b = 0; b < size.b; b++) {
         d.b = b, d.length = sequence_length(args, b);
         for_tasks(threads, ceil_div(d.length, VL), [&](int64_t g, int64_t) {

@@ -146,7 +146,7 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     const int64_t k = args.k, slices = shared_slices(args);
     hidden.d = args.d, hidden.i = args.width;
     Sorted sorted{};
-    Carver carver;
+    ScratchLayout layout;
     int64_t routed_rows = n * k, rows = routed_rows + (slices ? n : 0);
     // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
     int64_t most_experts = min_of(routed_rows, int64_t(args.experts));
@@ -158,22 +158,22 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
     Expert<T>* experts;
     int64_t* start;
-    auto carve = [&] {
-        carver.used = 0;
-        experts = carver.take<Expert<T>>(most_experts + slices);
-        start = carver.take<int64_t>(int64_t(args.experts) + 1);
-        sorted.token = carver.take<int32_t>(rows);
-        sorted.weight = carver.take<float>(rows);
-        hidden.x_rows = carver.take<const T*>(rows);
-        hidden.h_rows = carver.take<const T*>(h_rest);
-        hidden.scratch = carver.take<float>(threads.count * per_worker);
-        hidden.x_packed = carver.take<float>(x_groups * hidden.x_group());
-        hidden.h_packed = carver.take<float>(h_groups * hidden.h_group());
-        hidden.h_rest = carver.take<T>(h_rest * hidden.h_stride());
+    auto divide = [&] {
+        layout.used = 0;
+        experts = layout.array<Expert<T>>(most_experts + slices);
+        start = layout.array<int64_t>(int64_t(args.experts) + 1);
+        sorted.token = layout.array<int32_t>(rows);
+        sorted.weight = layout.array<float>(rows);
+        hidden.x_rows = layout.array<const T*>(rows);
+        hidden.h_rows = layout.array<const T*>(h_rest);
+        hidden.scratch = layout.array<float>(threads.count * per_worker);
+        hidden.x_packed = layout.array<float>(x_groups * hidden.x_group());
+        hidden.h_packed = layout.array<float>(h_groups * hidden.h_group());
+        hidden.h_rest = layout.array<T>(h_rest * hidden.h_stride());
     };
-    carve();
-    carver.base = static_cast<char*>(threads.scratch(carver.used));
-    carve();
+    divide();
+    layout.base = static_cast<char*>(threads.scratch(layout.used));
+    divide();
     int64_t routed = sort_by_expert(args, begin, n, start, experts, sorted);
     hidden.experts = experts, hidden.count = routed + slices;
     hidden.owners = append_shared(args, n, routed, experts, sorted);

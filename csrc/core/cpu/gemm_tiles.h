@@ -217,7 +217,7 @@ struct Chunk<bf16> {
     OPENMYTHOS_INLINE Chunk at(const bf16* p, int64_t n) { return of(load_pairs(p, n)); }
 };
 
-// C^T[n][0..4) = W[n] . A[m] over K; tokens past M are zero. NEXT rows of a later panel are asked for on the way.
+// C^T[n][0..4) = W[n] . A[m] over K; tokens past M are zero. NEXT rows of a later panel are prefetched.
 template <class T, int M, int NEXT>
 static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, int64_t ldc, const T* const* next) {
     constexpr int N = DOT_N<T>;
@@ -249,8 +249,8 @@ static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, 
     for (int n = 0; n < N; n++) _mm_storeu_ps(c + n * ldc, sum4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]));
 }
 
-// One token: the sum over one weight row, read as memory lies. `ahead` elements further on are asked for, which past
-// the end of the row means the beginning of `next`.
+// One token: the sum over one weight row, read in memory order. It prefetches `ahead` elements further on, which past
+// the end of the row is the beginning of `next`.
 template <class T>
 static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead, const T* next) {
     constexpr int U = 4, STEP = U * LANES<T>;

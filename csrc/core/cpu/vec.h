@@ -252,12 +252,12 @@ static void for_tasks_from_both_ends(const Threads& threads, int64_t tasks, cons
         &queue);
 }
 
-// Carves one scratch block into aligned arrays; the first pass, without a base, only measures.
-struct Carver {
+// Divides one scratch block into aligned arrays; the first pass, without a base, only measures.
+struct ScratchLayout {
     char* base = nullptr;
     int64_t used = 0;
     template <class T>
-    T* take(int64_t count) {
+    T* array(int64_t count) {
         T* p = reinterpret_cast<T*>(base + used);
         used += round_up(count * int64_t(sizeof(T)), 64);
         return base ? p : nullptr;

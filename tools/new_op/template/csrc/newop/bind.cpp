@@ -11,8 +11,7 @@ NewOpArgs fill(const Checks& check, const Tensor& x) {
     args.n = x.size(0);
     const int64_t d = x.size(1);
     check.require(d < int64_t(1) << 31, "x has ", d, " columns, expected fewer than 2^31");
-    if (check.on_gpu())
-        check.require(args.n < runtime::MAX_ROWS, "x has ", args.n, " rows, expected fewer than 2^31");
+    if (check.on_gpu()) check.require(args.n < runtime::MAX_ROWS, "x has ", args.n, " rows, expected fewer than 2^31");
     args.d = int32_t(d);
     return args;
 }
