@@ -1,4 +1,4 @@
-"""Fills what the package gets from torch.empty with NaN, so that an output nobody wrote shows."""
+"""Fills what the package gets from torch.empty with NaN, so that an output that was never written shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _fill(tensor: object) -> None:
     if tensor.is_floating_point() or tensor.is_complex():
         tensor.fill_(float("nan"))
     elif tensor.dtype != torch.bool:
-        # An id, count or length nobody wrote is then far outside every range.
+        # An id, count or length that was never written is then far outside every range.
         tensor.fill_(torch.iinfo(tensor.dtype).max // 2)
 
 

@@ -1,4 +1,4 @@
-"""Shapes nobody thought of: each op on drawn sizes, every backend against the float64 reference."""
+"""Random shapes: each op on drawn sizes, every backend against the float64 reference."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def by_arguments(op: str, launch: Callable) -> Callable:
 
 
 def large(x: torch.Tensor) -> torch.Tensor:
-    """x as a view of a storage of more than 2 GiB, whose other pages nobody touches."""
+    """x as a view of a storage of more than 2 GiB, whose other pages are never touched."""
     spare = 2**31 // x.element_size()
     view = torch.empty(spare + x.numel(), dtype=x.dtype, device=x.device)[spare:].view(x.shape)
     return view if x.is_meta else view.copy_(x)

@@ -82,7 +82,7 @@ def _backward(keep: bool, real: Shape, dtype: torch.dtype, device: str, rows: in
     grad = torch.randn(args[0].shape, device=device).to(dtype)
     hidden = None
     if keep:
-        # on "meta" nobody can tell which rows an expert takes
+        # ids on "meta" do not say which rows an expert takes
         empty = args[0].new_empty((*args[1].shape, *args[3].shape[1:3]))
         hidden = empty if grad.is_meta else reference.moe_experts_hidden(*args)[1]
     return grad, *args, hidden
