@@ -24,11 +24,15 @@ Supports = Callable[[Any], "str | None"]
 
 
 class Entry(NamedTuple):
-    """One kernel of an op: `run(call)` computes it, `supports(call)` returns None or the reason why it cannot."""
+    """One kernel of an op: `run(call)` computes it, `supports(call)` returns None or the reason why it cannot.
+
+    One that `validates` checks the op's contract in `supports`, so that Python need not check it before.
+    """
 
     name: str
     run: Run
     supports: Supports
+    validates: bool = False
 
 
 class Decision(NamedTuple):
@@ -67,9 +71,17 @@ def environment_backend() -> str | None:
     return _check_name(name, "OPENMYTHOS_BACKEND") if name else None
 
 
-def register(op: str, backend: str, run: Run, *, device: str, supports: Supports = _supports_all) -> None:
+def register(
+    op: str,
+    backend: str,
+    run: Run,
+    *,
+    device: str,
+    supports: Supports = _supports_all,
+    validates: bool = False,
+) -> None:
     """Append an entry for `op` on `device` ("cpu", "cuda"); entries registered first are preferred."""
-    _table.setdefault((op, device), []).append(Entry(_check_name(backend, "backend"), run, supports))
+    _table.setdefault((op, device), []).append(Entry(_check_name(backend, "backend"), run, supports, validates))
 
 
 def register_reference(op: str, contract: type[Call], run: Run) -> None:
@@ -148,21 +160,30 @@ def _serves_any(name: str, device: str) -> bool:
     return any(entry.name == name for (_, where), listed in _table.items() if where == device for entry in listed)
 
 
-def _entry(op: str, device: str, call: Call) -> Entry:
+def _entry(op: str, device: str, call: Call, check: Callable[[Any], None] | None = None) -> Entry:
     """The entry that serves this call of `op` on `device`."""
     name = selected_by_name()
-    entry = _forced_entry(name, op, device, call) if name else None
-    if entry is None:
-        for entry in _table.get((op, device), ()):
-            if entry.supports(call) is None:
-                return entry
-        return _reference[op]
-    return entry
+    if name:
+        if check is not None:
+            check(call)
+        entry = _forced_entry(name, op, device, call)
+        if entry is not None:
+            return entry
+        check = None
+    for entry in _table.get((op, device), ()):
+        if check is not None and not entry.validates:
+            check(call)
+            check = None
+        if entry.supports(call) is None:
+            return entry
+    if check is not None:
+        check(call)
+    return _reference[op]
 
 
-def select(op: str, device: str, call: Call) -> Run:
-    """What runs this call of `op` on `device`."""
-    entry = _entry(op, device, call)
+def select(op: str, device: str, call: Call, check: Callable[[Any], None] | None = None) -> Run:
+    """What runs this call of `op` on `device`; `check` raises where the call breaks the op's contract."""
+    entry = _entry(op, device, call, check)
     counter = _record.get()
     if counter is not None:
         counter[op, entry.name] += 1

@@ -11,7 +11,7 @@ import torch
 
 from openmythos import dispatch
 from openmythos.backends import library, triton
-from tests.emulated import emulator
+from tools import gfx1151_emulator as emulator
 
 ISA_ORDER = ("avx2", "avx512", "avx512bf16")
 
@@ -54,7 +54,7 @@ class Row(NamedTuple):
         """Switch to the row's instruction set for the block, or to the emulator."""
         if self.emulated:
             from openmythos.triton_kernels.launch import executing
-            from tests.emulated.executor import GFX1151, Executor
+            from tools.gfx1151_emulator.executor import GFX1151, Executor
 
             with executing(GFX1151, Executor()):
                 yield

@@ -21,7 +21,7 @@ void launch(const Checks& check, const runtime::Launch& launch, const void* args
 void require_device(const Checks& check);
 
 template <auto kernel, class Args>
-void run_on_cpu(const Args& args) {
+void run_on_cpu([[maybe_unused]] const Args& args) {
 #ifndef OPENMYTHOS_RECORDING
     cpu::Workspace workspace;
     (cpu::current_variant().kernels->*kernel)(workspace.threads, args);

@@ -23,7 +23,6 @@ void check_absorbed(const Checks& check, const MlaArgs& p) {
 }
 
 void check_decompressed(const Checks& check, const MlaArgs& p) {
-    check.require(p.type != Type::float32, "q_nope has dtype float32, expected bfloat16 or float16");
     check.require(p.dc % runtime::VEC == 0, "latent has ", p.dc, " columns, expected a multiple of ", runtime::VEC);
     check.require(p.b * (p.total + runtime::MLA_WHOLE_KEYS) < MAX_COUNT, "there are ", p.b, " sequences of ", p.total,
                   " keys, expected a product below 2^31");
@@ -51,6 +50,8 @@ MlaArgs fill(const Checks& check, bool absorbed, const Tensor& q_nope, const Ten
              const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& block_table) {
     MlaArgs args{};
     args.type = check.kernel_type(q_nope, "q_nope");
+    check.require(absorbed || !check.on_gpu() || args.type != Type::float32,
+                  "q_nope has dtype float32, expected bfloat16 or float16");
     const auto view = [&](const Tensor& x, const char* name, std::initializer_list<int64_t> sizes) {
         check.shape(x, name, sizes);
         check.same_type(x, name, q_nope, "q_nope");
@@ -94,11 +95,11 @@ MlaArgs fill(const Checks& check, bool absorbed, const Tensor& q_nope, const Ten
         check_lengths(check, args);
         return args;
     }
-    absorbed ? check_absorbed(check, args) : check_decompressed(check, args);
     for (auto [x, name] : {std::pair{&latent, "latent"}, std::pair{&k_rope, "k_rope"}, std::pair{&w_uk, "w_uk"},
                            std::pair{&w_uv, "w_uv"}})
         check.aligned(*x, name);
     if (!absorbed) check.aligned(q_nope, "q_nope"), check.aligned(q_rope, "q_rope");
+    absorbed ? check_absorbed(check, args) : check_decompressed(check, args);
     return args;
 }
 

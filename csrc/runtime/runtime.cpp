@@ -46,6 +46,11 @@ Runtime::PerDevice& Runtime::device(int index) const {
     if (!devices_[index]) {
         auto found = std::make_unique<PerDevice>();
         found->info = driver_->device(index);
+        const std::string& arch = found->info.arch;
+        for (const CodeObject& object : manifest_.objects)
+            if (!manifest_.find(object.op, arch))
+                found->unsupported = "this build has GPU code for " + manifest_.archs() + ", and " + name_of(index) +
+                                     " is " + arch + "; build from source on that machine";
         devices_[index] = std::move(found);
     }
     return *devices_[index];
@@ -53,15 +58,10 @@ Runtime::PerDevice& Runtime::device(int index) const {
 
 std::string Runtime::why_not(int index) const {
     try {
-        const std::string arch = device(index).info.arch;
-        for (const CodeObject& object : manifest_.objects)
-            if (!manifest_.find(object.op, arch))
-                return "this build has GPU code for " + manifest_.archs() + ", and " + name_of(index) + " is " + arch +
-                       "; build from source on that machine";
+        return device(index).unsupported;
     } catch (const std::exception& error) {
         return error.what();
     }
-    return "";
 }
 
 std::string Runtime::describe() const {

@@ -42,6 +42,7 @@ private:
     };
     struct PerDevice {
         Device info;
+        std::string unsupported;  // why no code object suits the device, or ""
         std::unordered_map<std::string, Module> modules;
         std::unordered_map<std::string, Kernel> kernels;
     };

@@ -233,17 +233,31 @@ def loop_step_(call: LoopStepInPlace) -> None:
 
 
 for _device in ("cpu", "cuda"):
-    register("rms_norm", "cpp", rms_norm, device=_device, supports=_norm_supports)
-    register("rms_norm_add", "cpp", rms_norm_add, device=_device, supports=_norm_add_supports)
+    register("rms_norm", "cpp", rms_norm, device=_device, validates=True, supports=_norm_supports)
+    register("rms_norm_add", "cpp", rms_norm_add, device=_device, validates=True, supports=_norm_add_supports)
     register(
-        "loop_step", "cpp", loop_step, device=_device, supports=_supports("loop_step", lambda call: (*call, None))
+        "loop_step",
+        "cpp",
+        loop_step,
+        device=_device,
+        validates=True,
+        supports=_supports("loop_step", lambda call: (*call, None)),
     )
-    register("loop_step_", "cpp", loop_step_, device=_device, supports=_supports("loop_step", tuple))
-    register("moe_route", "cpp", moe_route, device=_device, supports=_supports("moe_route", _route_inputs))
-    register("moe_experts", "cpp", moe_experts, device=_device, supports=_supports("moe_experts", _experts_inputs))
+    register("loop_step_", "cpp", loop_step_, device=_device, validates=True, supports=_supports("loop_step", tuple))
+    register(
+        "moe_route", "cpp", moe_route, device=_device, validates=True, supports=_supports("moe_route", _route_inputs)
+    )
+    register(
+        "moe_experts",
+        "cpp",
+        moe_experts,
+        device=_device,
+        validates=True,
+        supports=_supports("moe_experts", _experts_inputs),
+    )
     for _op, _run in (("mla_absorbed", mla_absorbed), ("mla_decompressed", mla_decompressed)):
-        register(_op, "cpp", _run, device=_device, supports=_supports(_op, tuple))
+        register(_op, "cpp", _run, device=_device, validates=True, supports=_supports(_op, tuple))
 register("linear", "cpp", linear, device="cpu", supports=_linear_supports)
-register("swiglu", "cpp", swiglu, device="cpu", supports=_supports("swiglu", _swiglu_inputs))
-register("rope", "cpp", rope, device="cpu", supports=_supports("rope", _rope_inputs))
+register("swiglu", "cpp", swiglu, device="cpu", validates=True, supports=_supports("swiglu", _swiglu_inputs))
+register("rope", "cpp", rope, device="cpu", validates=True, supports=_supports("rope", _rope_inputs))
 register("rope_append_", "cpp", rope_append_, device="cpu", supports=_append_supports)

@@ -20,6 +20,8 @@ def not_loaded() -> str | None:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
         return f"the native library does not load: {error}"
+    if not hasattr(torch.ops.openmythos_native, "loop_step_reason"):
+        return "the native library is older than this package: pip install --no-build-isolation . builds it again"
     return None
 
 

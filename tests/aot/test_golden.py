@@ -15,9 +15,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from openmythos.triton_kernels import configs
 from openmythos.triton_kernels.launch import TARGETS, Target
-from tests.aot import golden
+from tests.aot import golden, records
 from tests.aot.specimens import Specimen, load
-from tests.emulated import records
 
 LDS_BYTES = 65536
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.aot import golden
+from tests.aot import golden, records
 from tests.aot.specimens import load
-from tests.emulated import records
 
 
 def main(names: list[str]) -> None:

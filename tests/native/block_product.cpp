@@ -1,7 +1,7 @@
 // Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, instructions replaced by their definitions,
 // and compares with a plain product. The depth is not a multiple of a tile's.
 
-#include "cuda_host.h"
+#include "shim.h"
 
 #include "core/gpu/block_product.h"
 

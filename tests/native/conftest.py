@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from openmythos.backends import calls, library
-from tests.native import building, fake
+from openmythos.backends import cpp, library
 from tests.native.emulated import Emulated
-from tests.native.fake import FakeOps
+from tools import building, recording_driver
+from tools.recording_driver import FakeOps
 
 ARCH = "gfx1151"
 
@@ -24,14 +24,14 @@ def fake_session(tmp_path_factory: pytest.TempPathFactory) -> FakeOps:
     """Loaded once a process: an op library cannot be unloaded."""
     if missing() is not None:
         pytest.skip(missing())
-    return fake.load_ops(tmp_path_factory.mktemp("fake_ops"), ARCH)
+    return recording_driver.load_ops(tmp_path_factory.mktemp("fake_ops"), ARCH)
 
 
 @pytest.fixture
 def fake_ops(fake_session: FakeOps, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOps]:
-    """`backends.calls` goes to the fake ops for one test."""
+    """The C++ backend calls the fake ops for one test."""
     fake_session.driver.reset(devices=1)
-    monkeypatch.setattr(calls, "native", fake_session.ops)
+    monkeypatch.setattr(cpp, "_native", recording_driver.serve(fake_session))
     yield fake_session
     fake_session.driver.reset(devices=1)
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tests.emulated import emulator
 from tests.native import golden
-from tests.native.fake import FakeOps
 from tests.ops.cases import doubled, listed
 from tests.tolerances import assert_close, errors
 from tools import code_objects
+from tools import gfx1151_emulator as emulator
+from tools.recording_driver import FakeOps
 
 GUARD = 64
 

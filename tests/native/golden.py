@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.native import building
-from tools import code_objects, device_code
+from tools import building, code_objects, device_code
 
 GOLDEN = Path(__file__).with_name("golden")
 EXECUTED = Path(__file__).with_name("executed")

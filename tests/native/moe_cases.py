@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmythos.backends import calls
+from tests.native import calls
 from tests.ops.cases import randn
 from tests.ops.shared_experts import ROUTED, triples
 from tests.ops.test_moe_experts import experts
@@ -43,8 +43,8 @@ def with_shared(args: list[torch.Tensor], *widths: int) -> list[torch.Tensor]:
 
 
 def flat(*args: torch.Tensor) -> torch.Tensor:
-    """calls.moe with the shared matrices one after the other."""
-    return calls.moe(*args[:ROUTED], triples(args))
+    """moe_experts with the shared matrices one after the other."""
+    return calls.moe_experts(*args[:ROUTED], triples(args))
 
 
 def launched(dtype: torch.dtype, slots: bool = True) -> list[str]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.native import building
-from tests.native.cuda_host import OnHost
-from tests.native.fake import FakeOps
+from tests.native import calls
+from tests.native.on_host import OnHost
 from tests.ops.cases import each_dtype
 from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
+from tools import building
+from tools.recording_driver import FakeOps
 
 pytestmark = pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
 
@@ -32,12 +32,12 @@ def test_mla_attention(fake_ops: FakeOps, dtype: torch.dtype, dims: tuple, heads
     pools, table = paged(args, lengths.tolist(), 16, 2**30)
     fake_ops.driver.reset(devices=1, multiprocessors=6)
     host, tail = OnHost(fake_ops, "mla_absorbed"), (0.1, True)
-    found = host.call(calls.mla_attention, (*pools, *tail, lengths, table, "absorbed"))
+    found = host.call(calls.mla_absorbed, (*pools, *tail, lengths, table))
     name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     prefix = f"openmythos_mla_absorbed_{name}"
     rows = "_rows32" if heads == 11 and dims[2] <= 512 and dtype != torch.float32 else ""
     assert host.launched == [f"{prefix}_fold", f"{prefix}_{dims[2]}_{dims[1]}{rows}", f"{prefix}_combine"]
-    plain = reference.mla_attention(*args, *tail, lengths, None, "absorbed")
-    truth = reference.mla_attention(*(part.double() for part in args), *tail, lengths, None, "absorbed")
+    plain = reference.mla_absorbed(*args, *tail, lengths, None)
+    truth = reference.mla_absorbed(*(part.double() for part in args), *tail, lengths, None)
     for part, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(part, mine, true, other, dtype)

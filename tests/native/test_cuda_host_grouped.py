@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.native import building
-from tests.native.cuda_host import OnHost
-from tests.native.fake import FakeOps
+from tests.native import calls
 from tests.native.moe_cases import SHORT, SIZES, case, flat, launched
+from tests.native.on_host import OnHost
 from tests.ops.cases import doubled, randn
 from tests.ops.shared_experts import routed_and_shared
 from tests.tolerances import assert_close
+from tools import building
+from tools.recording_driver import FakeOps
 
 pytestmark = pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.emulated import emulator
+from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.ops.cases import doubled, each_dtype, randn, strided
 from tests.ops.test_loop_step import step_args
 from tests.tolerances import assert_close
+from tools import gfx1151_emulator as emulator
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,7 +58,7 @@ def test_in_place_and_without_a_next_input(emulated: Emulated, last: bool) -> No
     h, e, block_out, h_out, cum_p = (part.clone() for part in args[:5])
     following = None if last else block_out
     with emulated.fake.driver.running(emulated.run):
-        calls.loop_step_(h, e, block_out, h_out, cum_p, *args[5:13], following, *args[13:])
+        calls.loop_step_(h, e, block_out, h_out, cum_p, *args[5:], following)
     found = [h, h_out, cum_p, *([] if last else [following])]
     for mine, true, other, dtype in zip(found, exact, plain, _step_dtypes(torch.bfloat16), strict=False):
         assert_close("in place", mine, true, other, dtype)
@@ -83,7 +83,7 @@ def test_any_loop_dim(emulated: Emulated, loop_dim: int) -> None:
 def test_a_negative_depth_counts_as_zero(emulated: Emulated) -> None:
     args = step_args(2, 64, 2, torch.tensor([-5, 0], dtype=torch.int32))
     found = emulated.call(calls.loop_step, args)
-    args[13] = torch.zeros(2, dtype=torch.int32)
+    args[13:15] = 0, torch.zeros(2, dtype=torch.int32)
     for mine, want in zip(found, emulated.call(calls.loop_step, args), strict=True):
         assert torch.equal(mine, want)
 

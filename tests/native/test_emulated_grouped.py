@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.emulated import emulator
+from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.native.moe_cases import SIZES, case, each_half, flat, launched, spread, with_shared
 from tests.ops.cases import doubled, each_dtype, randn, strided
 from tests.ops.shared_experts import routed_and_shared
 from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
+from tools import gfx1151_emulator as emulator
 
 pytestmark = [
     pytest.mark.slow,

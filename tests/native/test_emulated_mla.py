@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.emulated import emulator
+from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.ops.cases import each_dtype, strided
 from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
+from tools import gfx1151_emulator as emulator
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,8 +31,8 @@ def scale_of(args: list) -> float:
 
 def check(emulated: Emulated, args: list, causal: bool, lengths=None) -> list[torch.Tensor]:
     """Hold out and lse to the rule."""
-    call = (*args, scale_of(args), causal, lengths, None, "absorbed")
-    return emulated.check(calls.mla_attention, reference.mla_attention, call, [args[0].dtype] * 2)
+    call = (*args, scale_of(args), causal, lengths, None)
+    return emulated.check(calls.mla_absorbed, reference.mla_absorbed, call, [args[0].dtype] * 2)
 
 
 @each_dtype
@@ -92,10 +92,10 @@ def test_paged_cache(emulated: Emulated, dtype: torch.dtype, dims: tuple, page: 
     lengths = torch.tensor([71, 16, 1])
     pools, table = paged(args, lengths.tolist(), page, 2**30)
     tail = (scale_of(args), True)
-    call = (*pools, *tail, lengths.to(index), table.to(index), "absorbed")
-    found = emulated.call(calls.mla_attention, call)
-    plain = reference.mla_attention(*args, *tail, lengths, None, "absorbed")
-    truth = reference.mla_attention(*(part.double() for part in args), *tail, lengths, None, "absorbed")
+    call = (*pools, *tail, lengths.to(index), table.to(index))
+    found = emulated.call(calls.mla_absorbed, call)
+    plain = reference.mla_absorbed(*args, *tail, lengths, None)
+    truth = reference.mla_absorbed(*(part.double() for part in args), *tail, lengths, None)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(name, mine, true, other, dtype)
 
@@ -109,8 +109,8 @@ def test_pages_further_apart_than_32_bits_tell(emulated: Emulated, dtype: torch.
     pool.copy_(cache.view(2, 16, 288).flip(0))
     call = (*args[:2], pool[..., :256], pool[..., 256:], *args[4:], 0.1, True)
     lengths, table = torch.tensor([32]), torch.tensor([[1, 0]])
-    far = emulated.call(calls.mla_attention, (*call, lengths, table, "absorbed"))
-    near = emulated.call(calls.mla_attention, (*args, 0.1, True, lengths, None, "absorbed"))
+    far = emulated.call(calls.mla_absorbed, (*call, lengths, table))
+    near = emulated.call(calls.mla_absorbed, (*args, 0.1, True, lengths, None))
     assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
 
 
@@ -132,8 +132,8 @@ def test_strided_queries_and_shuffled_axes(emulated: Emulated, dtype: torch.dtyp
 @each_dtype
 def test_no_keys(emulated: Emulated, dtype: torch.dtype) -> None:
     args = attention_inputs(2, 1, 0, 3, WIDTHS[256], dtype)
-    call = (*args, 1.0, True, None, None, "absorbed")
-    out, lse = emulated.call(calls.mla_attention, call)
+    call = (*args, 1.0, True, None, None)
+    out, lse = emulated.call(calls.mla_absorbed, call)
     assert out.eq(0).all()
     assert lse.eq(float("-inf")).all()
 
@@ -148,7 +148,7 @@ def test_large_scores_do_not_overflow(emulated: Emulated, dtype: torch.dtype) ->
 def test_not_a_number_in_a_visible_key_shows(emulated: Emulated) -> None:
     args = attention_inputs(2, 1, 33, 2, WIDTHS[256], torch.bfloat16)
     args[2][1, 7, 3] = float("nan")
-    out = emulated.call(calls.mla_attention, (*args, 0.2, True, None, None, "absorbed"))[0]
+    out = emulated.call(calls.mla_absorbed, (*args, 0.2, True, None, None))[0]
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
 
@@ -156,6 +156,6 @@ def test_not_a_number_in_a_visible_key_shows(emulated: Emulated) -> None:
 @each_dtype
 def test_two_runs_are_equal(emulated: Emulated, dtype: torch.dtype) -> None:
     args = attention_inputs(2, 2, 130, 3, WIDTHS[512], dtype)
-    call = (*args, 0.1, True, torch.tensor([130, 77]), None, "absorbed")
-    first, second = (emulated.call(calls.mla_attention, call) for _ in range(2))
+    call = (*args, 0.1, True, torch.tensor([130, 77]), None)
+    first, second = (emulated.call(calls.mla_absorbed, call) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

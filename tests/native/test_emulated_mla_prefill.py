@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from openmythos import reference
-from openmythos.backends import calls
-from tests.emulated import emulator
+from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
+from tools import gfx1151_emulator as emulator
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,8 +26,8 @@ each_head = pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS.keys())
 def check(emulated: Emulated, args: list, causal: bool, lengths=None) -> list[torch.Tensor]:
     """Hold out and lse to the rule."""
     scale = (args[0].shape[3] + args[1].shape[3]) ** -0.5
-    call = (*args, scale, causal, lengths, None, "decompressed")
-    return emulated.check(calls.mla_attention, reference.mla_attention, call, [args[0].dtype] * 2)
+    call = (*args, scale, causal, lengths, None)
+    return emulated.check(calls.mla_decompressed, reference.mla_decompressed, call, [args[0].dtype] * 2)
 
 
 @each_dtype
@@ -72,9 +72,9 @@ def test_paged_cache(emulated: Emulated, dtype: torch.dtype, dims: tuple, page: 
     args = attention_inputs(3, 17, 80, 2, dims, dtype)
     lengths = torch.tensor([71, 16, 1])
     pools, table = paged(args, lengths.tolist(), page, 2**30)
-    found = emulated.call(calls.mla_attention, (*pools, 0.1, True, lengths.to(index), table.to(index), "decompressed"))
-    plain = reference.mla_attention(*args, 0.1, True, lengths, None, "decompressed")
-    truth = reference.mla_attention(*(part.double() for part in args), 0.1, True, lengths, None, "decompressed")
+    found = emulated.call(calls.mla_decompressed, (*pools, 0.1, True, lengths.to(index), table.to(index)))
+    plain = reference.mla_decompressed(*args, 0.1, True, lengths, None)
+    truth = reference.mla_decompressed(*(part.double() for part in args), 0.1, True, lengths, None)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
         assert_close(name, mine, true, other, dtype)
 
@@ -116,7 +116,7 @@ def test_few_tokens_where_the_form_is_asked_for(emulated: Emulated, dtype: torch
 @each_dtype
 def test_no_keys(emulated: Emulated, dtype: torch.dtype) -> None:
     args = attention_inputs(2, 17, 0, 3, HEADS["1b"], dtype)
-    out, lse = emulated.call(calls.mla_attention, (*args, 1.0, True, None, None, "decompressed"))
+    out, lse = emulated.call(calls.mla_decompressed, (*args, 1.0, True, None, None))
     assert out.eq(0).all()
     assert lse.eq(float("-inf")).all()
 
@@ -131,8 +131,8 @@ def test_large_scores_do_not_overflow(emulated: Emulated, dtype: torch.dtype) ->
 @each_dtype
 def test_a_negative_scale(emulated: Emulated, dtype: torch.dtype) -> None:
     args = attention_inputs(1, 20, 70, 2, HEADS["1b"], dtype)
-    call = (*args, -0.1, True, None, None, "decompressed")
-    emulated.check(calls.mla_attention, reference.mla_attention, call, [dtype] * 2)
+    call = (*args, -0.1, True, None, None)
+    emulated.check(calls.mla_decompressed, reference.mla_decompressed, call, [dtype] * 2)
 
 
 @each_dtype
@@ -140,7 +140,7 @@ def test_not_a_number_in_a_visible_key_shows(emulated: Emulated, dtype: torch.dt
     """Every query after it is NaN, and so is none of another sequence or of an earlier tile."""
     args = attention_inputs(2, 150, 150, 2, HEADS["1b"], dtype)
     args[2][1, 140, 3] = float("nan")
-    out = emulated.call(calls.mla_attention, (*args, 0.2, True, None, None, "decompressed"))[0]
+    out = emulated.call(calls.mla_decompressed, (*args, 0.2, True, None, None))[0]
     assert out[0].isfinite().all()
     assert out[1, :128].isfinite().all()
     assert out[1, 140:].isnan().all()
@@ -150,8 +150,8 @@ def test_not_a_number_in_a_visible_key_shows(emulated: Emulated, dtype: torch.dt
 @each_head
 def test_two_runs_are_equal(emulated: Emulated, dtype: torch.dtype, dims: tuple) -> None:
     args = attention_inputs(2, 129, 140, 2, dims, dtype)
-    call = (*args, 0.1, True, torch.tensor([140, 77]), None, "decompressed")
-    first, second = (emulated.call(calls.mla_attention, call) for _ in range(2))
+    call = (*args, 0.1, True, torch.tensor([140, 77]), None)
+    first, second = (emulated.call(calls.mla_decompressed, call) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -159,11 +159,11 @@ def test_two_runs_are_equal(emulated: Emulated, dtype: torch.dtype, dims: tuple)
 def test_heads_in_groups_give_what_all_at_once_give(emulated: Emulated, dtype: torch.dtype) -> None:
     """Past a gibibyte of keys and values the heads take turns; here the strides of one head are a part of them."""
     args = attention_inputs(1, 20, 70, 5, HEADS["1b"], dtype)
-    tail = (0.1, True, None, None, "decompressed")
-    whole = emulated.call(calls.mla_attention, (*args, *tail))
+    tail = (0.1, True, None, None)
+    whole = emulated.call(calls.mla_decompressed, (*args, *tail))
     for head in range(5):
         one = slice(head, head + 1)
         part = (args[0][:, :, one], args[1][:, :, one], *args[2:4], args[4][one], args[5][one])
-        out, lse = emulated.call(calls.mla_attention, (*part, *tail))
+        out, lse = emulated.call(calls.mla_decompressed, (*part, *tail))
         assert torch.equal(out, whole[0][:, :, one])
         assert torch.equal(lse, whole[1][:, one])

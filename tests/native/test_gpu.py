@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openmythos import dispatch, reference
-from openmythos.backends import calls, library
+from openmythos.backends import library
+from tests.native import calls
 from tests.native.moe_cases import SIZES, case, each_half, with_shared
 from tests.ops.cases import doubled, each_dtype, listed, randn
 from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
@@ -23,11 +24,12 @@ def _moved(args: list, device: str = "cuda") -> list:
 
 
 def _native(op: str, args: list) -> list[torch.Tensor]:
-    row = next(row for row in dispatch.entries(op, "cuda") if row.name == "cpp")
-    reason = row.supports(*args)
+    entry = next(entry for entry in dispatch.entries(op, "cuda") if entry.name == "cpp")
+    call = dispatch.builder(op)(*args)
+    reason = entry.supports(call)
     if reason is not None:
         pytest.skip(reason)
-    return listed(row.call(*args))
+    return listed(entry.run(call))
 
 
 def _check(op: str, args: list, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -82,10 +84,10 @@ def test_moe(dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths:
 
 def _check_moe(args: list[torch.Tensor], dtype: torch.dtype) -> None:
     moved = _moved(args)
-    (found,) = _native("moe", [*moved[:ROUTED], triples(moved)])
+    (found,) = _native("moe_experts", [*moved[:ROUTED], triples(moved)])
     exact, plain = routed_and_shared(*doubled(args)), routed_and_shared(*args)
     assert_close("moe", found.cpu(), exact, plain, dtype)
-    (again,) = _native("moe", [*moved[:ROUTED], triples(moved)])
+    (again,) = _native("moe_experts", [*moved[:ROUTED], triples(moved)])
     assert torch.equal(found, again)
 
 
@@ -131,13 +133,13 @@ def test_an_id_that_is_no_expert_makes_its_row_nan(dtype: torch.dtype, n: int) -
 def test_mla_attention(dtype: torch.dtype, new: int, total: int, model: tuple) -> None:
     args = attention_inputs(3, new, total, *model, dtype)
     lengths = torch.tensor([total, total // 2, 17])
-    _check("mla_attention", [*args, 0.1, True, lengths, None, "absorbed"], (dtype, dtype))
+    _check("mla_absorbed", [*args, 0.1, True, lengths, None], (dtype, dtype))
 
 
 @each_dtype
 def test_mla_attention_twice_is_equal(dtype: torch.dtype) -> None:
     args = _moved(attention_inputs(2, 2, 2049, 48, (128, 64, 512, 128), dtype))
-    first, second = (_native("mla_attention", [*args, 0.1, True, None, None, "absorbed"]) for _ in range(2))
+    first, second = (_native("mla_absorbed", [*args, 0.1, True, None, None]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -155,15 +157,15 @@ def test_mla_prefill(dtype: torch.dtype, new: int, total: int, causal: bool, mod
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
-    _check("mla_attention", [*args, 0.1, causal, lengths, None, "decompressed"], (dtype, dtype))
+    _check("mla_decompressed", [*args, 0.1, causal, lengths, None], (dtype, dtype))
 
 
 @each_half
 @pytest.mark.parametrize("total", [4096, 4100])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_mla_prefill_of_every_head_twice_is_equal(dtype: torch.dtype, total: int, model: tuple) -> None:
-    args = _moved([*attention_inputs(2, 600, total, *model, dtype), 0.1, True, None, None, "decompressed"])
-    first, second = (_native("mla_attention", args) for _ in range(2))
+    args = _moved([*attention_inputs(2, 600, total, *model, dtype), 0.1, True, None, None])
+    first, second = (_native("mla_decompressed", args) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -172,11 +174,11 @@ def test_mla_prefill_paged(dtype: torch.dtype) -> None:
     args = attention_inputs(3, 129, 400, 3, (128, 64, 512, 128), dtype)
     lengths = torch.tensor([391, 129, 5])
     pools, table = paged(args, lengths.tolist(), 16, 2**30)
-    tail = (0.1, True, lengths, table, "decompressed")
-    found = _native("mla_attention", _moved([*pools, *tail]))
-    contiguous = (*tail[:3], None, "decompressed")
-    plain = reference.mla_attention(*args, *contiguous)
-    exact = reference.mla_attention(*(part.double() for part in args), *contiguous)
+    tail = (0.1, True, lengths, table)
+    found = _native("mla_decompressed", _moved([*pools, *tail]))
+    contiguous = (0.1, True, lengths)
+    plain = reference.mla_decompressed(*args, *contiguous)
+    exact = reference.mla_decompressed(*(part.double() for part in args), *contiguous)
     for name, mine, true, other in zip(("out", "lse"), found, exact, plain, strict=True):
         assert_close(name, mine.cpu(), true, other, dtype)
 
@@ -185,8 +187,8 @@ def test_captured_and_replayed() -> None:
     """The first launch of a kernel may fall into a capture, which then holds the kernel and not its loading."""
     args = _moved(step_args(600, 4352, 3, 1, torch.float16))
     static = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
-    if next(row for row in dispatch.entries("loop_step", "cuda") if row.name == "cpp").supports(*args):
-        pytest.skip("the native row does not serve this device")
+    if calls.reason("loop_step", *args):
+        pytest.skip("the C++ kernels do not serve this device")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = calls.loop_step(*static)

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.native import test_moe_arguments as few
-from tests.native.fake import FakeOps
+from tests.native import calls
 from tests.native.moe_cases import SHORT, each_half, launched, spread
+from tests.native.moe_structs import NAMES, SETTINGS, MoeArgs, check_params, recorded, valid
 from tests.ops.cases import randn
 from tests.ops.test_moe_experts import experts
+from tools.recording_driver import FakeOps
 
 HALF = st.sampled_from(list(SHORT))
 AMD_TILES = 2 * 256 * 64
@@ -22,14 +23,14 @@ AMD_TILES = 2 * 256 * 64
 
 class _Grouped(ctypes.Structure):
     _fields_ = (
-        ("moe", few._Moe),
+        ("moe", MoeArgs),
         *((name, ctypes.c_void_p) for name in ("tiles", "counts", "slots", "y")),
         *((name, ctypes.c_int32) for name in ("chunk", "chunks", "tile_count", "_")),
     )
 
 
 def _call(fake: FakeOps, values: dict) -> tuple[list[tuple], str]:
-    return few._recorded(fake, _Grouped, lambda: fake.ops.moe(*(values[name] for name in few.NAMES)))
+    return recorded(fake, _Grouped, lambda: fake.ops.moe_experts(*(values[name] for name in NAMES)))
 
 
 def _parts(size: int, part: int) -> int:
@@ -51,7 +52,7 @@ def _check_scratch(params: _Grouped) -> None:
     assert moe.act % 16 == params.y % 16 == params.tiles % 16 == 0
 
 
-@settings(few.SETTINGS, max_examples=50)
+@settings(SETTINGS, max_examples=50)
 @given(st.data())
 def test_launches(fake_ops: FakeOps, data: st.DataObject) -> None:
     rows, e = data.draw(st.integers(17, 700)), data.draw(st.sampled_from([1, 5, 64]))
@@ -59,13 +60,13 @@ def test_launches(fake_ops: FakeOps, data: st.DataObject) -> None:
     size = (rows, *(8 * data.draw(st.integers(1, 20)) for _ in range(2)), e, k)
     widths = tuple(8 * width for width in data.draw(st.lists(st.integers(1, 40), max_size=4)))
     dtype = data.draw(HALF)
-    values = few._valid(size, widths, dtype)
+    values = valid(size, widths, dtype)
     launches, error = _call(fake_ops, values)
     assert not error
     assert [launch[0] for launch in launches] == launched(dtype)
     assert len({bytes(launch[-1]) for launch in launches}) == 1
     params = launches[0][-1]
-    few._check_params(values, params.moe)
+    check_params(values, params.moe)
     _check_scratch(params)
     slots, dense = rows * k, _parts(rows, 128) if widths else 0
     assert params.chunk % 256 == 0
@@ -90,7 +91,7 @@ def test_launches(fake_ops: FakeOps, data: st.DataObject) -> None:
 
 
 def test_few_rows_of_many_choices_and_padded_rows(fake_ops: FakeOps) -> None:
-    values = few._valid((8, 40, 24, 64, 40), (64,), torch.float16)
+    values = valid((8, 40, 24, 64, 40), (64,), torch.float16)
     values = {name: spread(x) if name in ("x", "gate_up", "down", "out") else x for name, x in values.items()}
     launches, error = _call(fake_ops, values)
     assert not error
@@ -103,48 +104,57 @@ def test_few_rows_of_many_choices_and_padded_rows(fake_ops: FakeOps) -> None:
 def test_a_failed_launch_is_the_error_of_its_kernel(fake_ops: FakeOps, dtype: torch.dtype, part: int) -> None:
     fake_ops.driver.reset(devices=1)
     fake_ops.driver.fail("hipModuleLaunchKernel", code=1, after=part)
-    launches, error = _call(fake_ops, few._valid((20, 64, 32, 4, 2), (), dtype))
+    launches, error = _call(fake_ops, valid((20, 64, 32, 4, 2), (), dtype))
     assert f"could not launch {launched(dtype)[part]}" in error
     assert len(launches) == part
 
 
-MISALIGNED = "expected at most 16 and 256 where sizes are no multiples of 8 or rows begin elsewhere than at 16 bytes"
+MISALIGNED = ": the sizes must be multiples of 8 and rows of x, gate_up, down and the shared experts 16-byte aligned"
 
 
 @pytest.mark.parametrize(
     ("size", "widths", "dtype", "said"),
     [
-        ((17, 8, 8, 2, 1), (), torch.float32, "x has dtype float32, expected bfloat16 or float16"),
+        (
+            (17, 8, 8, 2, 1),
+            (),
+            torch.float32,
+            "in float32, which has no matrix instructions: expected at most 16",
+        ),
         ((17, 12, 8, 2, 1), (), torch.bfloat16, MISALIGNED),
         ((17, 8, 7, 2, 1), (), torch.bfloat16, MISALIGNED),
         ((17, 8, 8, 2, 1), (8, 9), torch.float16, MISALIGNED),
-        ((16, 7, 8, 17, 17), (), torch.bfloat16, "there are 16 rows and 272 choices of experts, " + MISALIGNED),
-        ((17, 8, 8, 1025, 1), (), torch.bfloat16, "gate_up has 1025 experts, expected at most 1024 for more than 16"),
+        ((16, 7, 8, 17, 17), (), torch.bfloat16, "16 rows with 17 choices of experts each" + MISALIGNED),
+        (
+            (17, 8, 8, 1025, 1),
+            (),
+            torch.bfloat16,
+            "choices of experts each and 1025 experts, expected at most 1024",
+        ),
     ],
 )
 def test_sentences(fake_ops: FakeOps, size: tuple[int, ...], widths: tuple[int, ...], dtype: torch.dtype, said: str):
-    launches, error = _call(fake_ops, few._valid(size, widths, dtype))
+    launches, error = _call(fake_ops, valid(size, widths, dtype))
     assert said in error
     assert not launches
 
 
 @pytest.mark.parametrize("name", ["x", "gate_up", "down", "out"])
 def test_rows_that_begin_elsewhere(fake_ops: FakeOps, name: str) -> None:
-    values = few._valid((17, 8, 8, 2, 1), (), torch.bfloat16)
+    values = valid((17, 8, 8, 2, 1), (), torch.bfloat16)
     values[name] = torch.cat([values[name].flatten()[:1], values[name].flatten()])[1:].view(values[name].shape)
     launches, error = _call(fake_ops, values)
-    assert MISALIGNED in error
+    assert (MISALIGNED if name != "out" else "rows of out must be 16-byte aligned") in error
     assert not launches
 
 
-def test_the_stride_of_a_single_expert_is_anything(fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
-    values = few._valid((17, 8, 8, 1, 1), (), torch.bfloat16)
+def test_the_stride_of_a_single_expert_is_anything(fake_ops: FakeOps) -> None:
+    values = valid((17, 8, 8, 1, 1), (), torch.bfloat16)
     for name in ("gate_up", "down"):
         values[name] = values[name].as_strided(
             values[name].shape, (values[name].numel() + 4, *values[name].stride()[1:])
         )
-    assert few._reason("moe_experts", *(values[name] for name in ("x", "ids", "weights", "gate_up", "down"))) is None
+    assert calls.reason("moe_experts", *(values[name] for name in ("x", "ids", "weights", "gate_up", "down"))) is None
     launches, error = _call(fake_ops, values)
     assert not error
     assert launches
@@ -154,41 +164,36 @@ def test_the_stride_of_a_single_expert_is_anything(fake_ops: FakeOps, monkeypatc
     ("args", "said"),
     [
         (experts(17, 8, 8, 2, 1), "17 rows with 1 choices of experts each in float32, which has no matrix instruct"),
-        (experts(17, 12, 8, 2, 1, torch.float16), "no multiples of 8"),
+        (experts(17, 12, 8, 2, 1, torch.float16), "multiples of 8"),
         ([*experts(17, 8, 8, 2, 1, torch.float16), [(randn(9, 8).half(),) * 2 + (randn(8, 9).half(),)]], "of 8"),
-        (experts(17, 8, 8, 1025, 1, torch.bfloat16), "1025 experts: the kernels take up to 1024"),
-        (experts(16, 12, 8, 17, 17, torch.bfloat16), "16 rows with 17 choices of experts each and sizes"),
-        ([randn(20, 12).bfloat16()[:, 1:9], *experts(20, 8, 8, 2, 1, torch.bfloat16)[1:]], "rows of x do not all"),
+        (experts(17, 8, 8, 1025, 1, torch.bfloat16), "1025 experts, expected at most 1024"),
+        (experts(16, 12, 8, 17, 17, torch.bfloat16), "16 rows with 17 choices of experts each: the sizes"),
+        ([randn(20, 12).bfloat16()[:, 1:9], *experts(20, 8, 8, 2, 1, torch.bfloat16)[1:]], "16-byte aligned"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_reasons(monkeypatch: pytest.MonkeyPatch, args: list, said: str) -> None:
-    monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
-    assert said in few._reason("moe" if len(args) > 5 else "moe_experts", *args)
+def test_reasons(fake_ops: FakeOps, args: list, said: str) -> None:
+    assert said in calls.reason("moe_experts", *args)
 
 
-def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
-    assert few._reason("moe_experts", *experts(300, 72, 40, 64, 4, torch.bfloat16)) is None
-    assert few._reason("moe_experts", *experts(8, 72, 40, 64, 40, torch.float16)) is None
+def test_what_is_served(fake_ops: FakeOps) -> None:
+    assert calls.reason("moe_experts", *experts(300, 72, 40, 64, 4, torch.bfloat16)) is None
+    assert calls.reason("moe_experts", *experts(8, 72, 40, 64, 40, torch.float16)) is None
     shared = [tuple(part.half() for part in (randn(16, 72), randn(16, 72), randn(72, 16)))]
-    assert few._reason("moe", *experts(17, 72, 40, 64, 4, torch.float16), shared) is None
+    assert calls.reason("moe_experts", *experts(17, 72, 40, 64, 4, torch.float16), shared) is None
 
 
 @pytest.mark.parametrize(
     ("rows", "width", "k"), [(2**24, 8, 1), (2**20, 2**17, 1), (2**23, 8, 255)], ids=["rows", "blocks", "slots"]
 )
-def test_more_than_a_launch_has(
-    fake_ops: FakeOps, monkeypatch: pytest.MonkeyPatch, rows: int, width: int, k: int
-) -> None:
+def test_more_than_a_launch_has(fake_ops: FakeOps, rows: int, width: int, k: int) -> None:
     """Rows that are all the same memory."""
-    monkeypatch.setattr(few.native, "gpu_missing", lambda device=0: None)
-    one = few._valid((1, 8, 8, 1, 1), (), torch.bfloat16)
+    one = valid((1, 8, 8, 1, 1), (), torch.bfloat16)
     values = one | {name: one[name].expand(rows, -1) for name in ("x", "out")}
     values["ids"], values["weights"] = torch.zeros(k).int().expand(rows, k), torch.zeros(k).expand(rows, k)
     values["gate_up"] = torch.zeros(8, dtype=torch.bfloat16).expand(1, 2, width, 8)
     values["down"] = torch.zeros(width, dtype=torch.bfloat16).expand(1, 8, width)
     launches, error = _call(fake_ops, values)
-    assert "expected fewer than 2^" in error
+    assert "fewer than 2^" in error
     assert not launches
-    assert "more than one launch takes" in few._reason("moe_experts", *(values[name] for name in few.NAMES[:5]))
+    assert "fewer than 2^" in calls.reason("moe_experts", *(values[name] for name in NAMES[:5]))

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native import building
-from tools import device_code
+from tools import building, device_code
 
 
 @pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
@@ -24,7 +23,14 @@ def test_mma_vectors_gives_the_instruction_what_it_wants(tmp_path: Path) -> None
         to.write_text(header.read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "core" / "gpu" / "cuda" / "mma.h").write_text(replaced, encoding="utf-8")
     program = tmp_path / "matrix_layout"
-    command = [building.GXX, "-std=c++20", "-O1", "-I", str(tmp_path), str(building.HERE / "matrix_layout.cpp")]
+    command = [
+        building.GXX,
+        "-std=c++20",
+        "-O1",
+        "-I",
+        str(tmp_path),
+        str(Path(__file__).with_name("matrix_layout.cpp")),
+    ]
     made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.native import building, golden
-from tools import code_objects, device_code
+from tests.native import golden
+from tools import building, code_objects, device_code
 
 # Those in every run; the others take their time.
 QUICK = {("rms_norm", arch) for arch in golden.ARCHS} | {("loop_step", "gfx1151"), ("loop_step", "sm_90a")}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.native import building
-from tests.native.fake import FIRST_LAUNCH, LAUNCH, Driver, Runtime, invented_objects
+from tools import building
+from tools.recording_driver import FIRST_LAUNCH, LAUNCH, Driver, Runtime, invented_objects
 
 pytestmark = pytest.mark.skipif(building.missing_gxx() is not None, reason=f"{building.missing_gxx()}")
 VENDORS = pytest.mark.parametrize("vendor", ["cuda", "rocm"])
@@ -121,7 +121,7 @@ def test_an_error_without_a_name_is_its_number(driver: Driver, runtime: Runtime)
 def test_a_driver_without_a_function_says_which(vendor: str, tmp_path: Path) -> None:
     folder = invented_objects(tmp_path / "gpu", vendor)
     code = (
-        "import sys; from tests.native.fake import Driver, Runtime; from pathlib import Path;"
+        "import sys; from tools.recording_driver import Driver, Runtime; from pathlib import Path;"
         f"Driver({vendor!r}, 'FAKE_WITHOUT_FUNCTION'); print(Runtime(Path(sys.argv[1])).why_not())"
     )
     text = _python(code, folder)
@@ -132,7 +132,7 @@ def test_a_driver_without_a_function_says_which(vendor: str, tmp_path: Path) -> 
 @VENDORS
 def test_no_driver_is_a_sentence(vendor: str, tmp_path: Path) -> None:
     folder = invented_objects(tmp_path / "gpu", vendor)
-    code = "import sys; from tests.native.fake import Runtime; from pathlib import Path;"
+    code = "import sys; from tools.recording_driver import Runtime; from pathlib import Path;"
     text = _python(code + "r = Runtime(Path(sys.argv[1])); print(r.why_not()); print(r.launch())", folder)
     assert text.startswith("no GPU driver was found (")
     assert "could not launch openmythos_first" in text

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.native import building
-from tools import code_objects, device_code, toolchain
+from tools import building, code_objects, device_code, toolchain
 
 pytestmark = pytest.mark.slow
 ROOT = building.ROOT

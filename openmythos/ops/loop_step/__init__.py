@@ -199,8 +199,9 @@ def _autograd(ctx, grad_h, grad_out, grad_p, grad_next):
 autograd("loop_step", _setup, _autograd)
 
 
-def _check(call: LoopStep | LoopStepInPlace, params: LoopParams) -> None:
-    """Shapes and the state's dtypes. It runs before every launch, so it formats text for an error only."""
+def _check(call: LoopStep | LoopStepInPlace) -> None:
+    """Shapes and the state's dtypes; the C++ kernels check them on their own."""
+    params = call.params
     shape = call.h.shape
     if len(shape) != 2:
         raise ValueError(f"h {tuple(shape)}: must be (N, D)")
@@ -261,9 +262,9 @@ def loop_step(
     """
     params = params.contiguous()
     call = LoopStep(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim)
-    _check(call, params)
     if device := direct(h):
-        return dispatch.select("loop_step", device, call)(call)
+        return dispatch.select("loop_step", device, call, _check)(call)
+    _check(call)
     return torch.ops.openmythos.loop_step(*call)
 
 
@@ -291,12 +292,12 @@ def loop_step_(
     """
     params = params.contiguous()
     call = LoopStepInPlace(h, e, block_out, h_out, cum_p, *params, *_split_depth(t), threshold, eps, loop_dim, x_next)
-    _check(call, params)
     if (x_next is None) != (call.norm_w is None):
         raise ValueError("x_next and norm_w: give both, or neither on the last loop")
     if x_next is not None and x_next.shape != h.shape:
         raise ValueError(f"x_next {tuple(x_next.shape)}: must have the shape of h, {tuple(h.shape)}")
     if device := direct(h):
-        dispatch.select("loop_step_", device, call)(call)
+        dispatch.select("loop_step_", device, call, _check)(call)
         return
+    _check(call)
     torch.ops.openmythos.loop_step_(*call)

@@ -188,9 +188,9 @@ def moe_experts(
         ValueError: when the shapes do not agree.
     """
     call = MoeExperts(x, ids, weights, experts)
-    _check(call)
     if device := direct(x):
-        return dispatch.select("moe_experts", device, call)(call)
+        return dispatch.select("moe_experts", device, call, _check)(call)
+    _check(call)
     if experts.shared:
         out = moe_experts(x, ids, weights, experts.routed(), recompute=recompute)
         return _add_shared(out, x, experts.shared)

@@ -13,12 +13,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from openmythos.triton_kernels import configs
 from openmythos.triton_kernels.launch import executing
-from tests.aot import golden
+from tests.aot import golden, records
 from tests.aot.specimens import Specimen, load
-from tests.emulated import emulator, records
-from tests.emulated.executor import GFX1151, Executor
 from tests.ops.cases import check_outputs, listed
 from tests.tolerances import errors
+from tools import gfx1151_emulator as emulator
+from tools.gfx1151_emulator.executor import GFX1151, Executor
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,22 +1,24 @@
-"""`python -m tests.emulated.counts OP` prints what each kernel of an op executed on the emulator, as a Markdown table.
+"""What each kernel executed, as a Markdown table: `python -m tools.gfx1151_emulator.counts RECORDS.json ...`.
 
 One row a kernel and dtype: of its builds the one that executed the largest share of matrix instructions.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from tests.emulated import records
+Records = dict[str, dict[str, Any]]
 
 
 def _dtype(record: dict[str, Any]) -> str:
     return record["specimen"].split("/")[-1]
 
 
-def best(found: records.Records) -> Iterator[dict[str, Any]]:
+def best(found: Records) -> Iterator[dict[str, Any]]:
     """The record of each (kernel, dtype) whose share of matrix instructions is largest, and then the shortest."""
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     for record in found.values():
@@ -27,16 +29,16 @@ def best(found: records.Records) -> Iterator[dict[str, Any]]:
     return iter(kept[key] for key in sorted(kept))
 
 
-def markdown(op: str) -> str:
-    """The table of one op."""
+def markdown(path: Path) -> str:
+    """The table of one file of records."""
     lines = ["| kernel | specimen | instructions | WMMA | share |", "| --- | --- | ---: | ---: | ---: |"]
-    for record in best(records.read(op)):
+    for record in best(json.loads(path.read_text(encoding="utf-8"))):
         share = f"{record['wmma'] / record['instructions']:.1%}" if record["wmma"] else ""
-        name = record["specimen"].removeprefix(f"{op}/")
+        name = record["specimen"].removeprefix(f"{path.stem}/")
         lines.append(f"| `{record['kernel']}` | {name} | {record['instructions']:,} | {record['wmma']:,} | {share} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(markdown(name))
+        print(markdown(Path(name)))

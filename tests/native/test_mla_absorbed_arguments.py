@@ -10,13 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmythos import dispatch
-from openmythos.backends import native
-from tests.native.fake import FakeOps
+from tests.native import calls
 from tests.ops.test_mla_attention import attention_inputs
+from tools.recording_driver import FakeOps
 
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
-NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "absorbed", "out", "lse")
+NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "out", "lse")
 TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 LATENTS = [(256, 32), (384, 32), (512, 64), (1024, 64)]
 MULTIPROCESSORS = 4
@@ -27,7 +26,7 @@ STRIDES = {
 }
 
 
-class _Params(ctypes.Structure):
+class _Args(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (*TENSORS, "out", "lse", "seq_lens", "block_table")),
         *((name, ctypes.c_void_p) for name in ("folded", "part", "part_lse")),
@@ -36,6 +35,7 @@ class _Params(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("b", "t", "h", "dn", "dr", "dc", "dv", "total", "page", "splits")),
         *((name, ctypes.c_int32) for name in ("causal", "wide_lens", "wide_table", "columns")),
         ("scale", ctypes.c_float),
+        ("type", ctypes.c_int32),
     )
 
 
@@ -44,7 +44,7 @@ def _valid(
 ) -> dict[str, Any]:
     dims = (13, latent[1], latent[0], 17)
     values = dict(zip(TENSORS, attention_inputs(batch, new, keys, heads, dims, dtype), strict=True))
-    values |= {"scale": 0.25, "causal": True, "seq_lens": None, "block_table": None, "absorbed": True}
+    values |= {"scale": 0.25, "causal": True, "seq_lens": None, "block_table": None, "op": "mla_absorbed"}
     values["out"] = torch.empty(batch, new, heads, 17, dtype=dtype)
     values["lse"] = torch.empty(batch, heads, new)
     if page:
@@ -80,13 +80,13 @@ def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
     launches = []
 
     def run(kernel, grid, threads, shared, stream, params):
-        copy = _Params.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Params)))
+        copy = _Args.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Args)))
         launches.append((kernel, grid, threads, shared, copy))
 
     fake.driver.reset(devices=1, multiprocessors=MULTIPROCESSORS)
     with fake.driver.running(run):
         try:
-            fake.ops.mla_attention(*(values[name] for name in NAMES))
+            getattr(fake.ops, values["op"])(*(values[name] for name in NAMES))
         except RuntimeError as error:
             return launches, str(error).splitlines()[0]
     return launches, ""
@@ -102,6 +102,7 @@ def _check_launches(values: dict[str, Any], launches: list[tuple]) -> None:
     assert (params.b, params.t, params.h, params.dn, params.dr) == (batch, new, heads, dn, dr)
     assert (params.dc, params.dv, params.total, params.causal) == (dc, dv, total, values["causal"])
     assert params.page == (0 if table is None else values["latent"].shape[1])
+    assert list(TYPES)[params.type] == dtype
     assert params.scale == pytest.approx(values["scale"] * 1.44269504, rel=1e-6)
     for name in (*TENSORS, "out", "lse", "seq_lens", "block_table"):
         x = values[name]
@@ -158,9 +159,9 @@ def test_launches_what_was_given_or_says_why_not(fake_ops: FakeOps, data: st.Dat
     launches, error = _call(fake_ops, values)
     if error:
         assert not launches
-        assert error.startswith("openmythos_native::mla_attention: ")
+        assert error.startswith("openmythos_native::mla_absorbed: ")
         assert error.endswith(".")
-        assert "expected" in error
+        assert "expected" in error or "must be" in error
     elif values["q_nope"].numel() == 0:
         assert not launches
     else:
@@ -170,13 +171,13 @@ def test_launches_what_was_given_or_says_why_not(fake_ops: FakeOps, data: st.Dat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"absorbed": False}, "q_nope has dtype float32, expected bfloat16 or float16"),
+        ({"op": "mla_decompressed"}, "q_nope has dtype float32, expected bfloat16 or float16"),
         (
             {"q_rope": torch.zeros(2, 1, 5, 16), "k_rope": torch.zeros(2, 67, 16)},
             "latent and k_rope have 256 and 16 columns, expected 256 and 32 or 384 and 32 or 512 and 64 or",
         ),
         ({"w_uv": torch.zeros(5, 257, 256), "out": torch.zeros(2, 1, 5, 257)}, "w_uv has 257 rows a head, expected"),
-        ({"latent": torch.zeros(2, 67, 257)[..., 1:]}, "latent has rows that begin elsewhere, expected every one to"),
+        ({"latent": torch.zeros(2, 67, 257)[..., 1:]}, "rows of latent must be 16-byte aligned"),
         ({"k_rope": torch.zeros(2, 66, 32)}, "k_rope has shape (2, 66, 32), expected (2, 67, 32)"),
         ({"seq_lens": torch.zeros(2)}, "seq_lens has dtype float32, expected int32 or int64"),
         ({"seq_lens": torch.zeros(3, dtype=torch.int32)}, "seq_lens has shape (3), expected (2)"),
@@ -192,7 +193,7 @@ def test_sentences(fake_ops: FakeOps, change: dict[str, Any], said: str) -> None
     assert not launches
 
 
-def test_shares_depend_on_shapes_alone(fake_ops: FakeOps) -> None:
+def test_splits_depend_on_shapes_alone(fake_ops: FakeOps) -> None:
     values = _valid(1, 1, 4096, 16, (256, 32), torch.bfloat16)
     splits = []
     for length in (4096, 1):
@@ -207,23 +208,21 @@ def test_shares_depend_on_shapes_alone(fake_ops: FakeOps) -> None:
     [
         ({}, None),
         (
-            {"form": "decompressed"},
-            "dtype torch.float32: the kernels of the decompressed form are bfloat16 and float16",
+            {"op": "mla_decompressed"},
+            "q_nope has dtype float32, expected bfloat16 or float16",
         ),
-        ({"new": 17}, "17 new tokens: the kernels of the absorbed form are for up to 16"),
-        ({"dims": (8, 6, 40, 8)}, "a latent of 40 + 6 columns: the kernels take 256 + 32, 384 + 32"),
-        ({"dims": (8, 32, 256, 260)}, "head sizes dn=8 and dv=260: the kernels take up to 256"),
-        ({"latent": torch.zeros(2, 20, 257)[..., 1:]}, "rows of latent do not all begin at 16 bytes"),
-        ({"k_rope": torch.zeros(2, 20, 32).half()}, "the tensors have different dtypes"),
-        ({"seq_lens": torch.zeros(2)}, "seq_lens is torch.float32: the kernels take int32 and int64"),
+        ({"new": 17}, "q_nope has 17 tokens, expected at most 16"),
+        ({"dims": (8, 8, 40, 8)}, "latent and k_rope have 40 and 8 columns, expected 256 and 32 or 384 and 32"),
+        ({"dims": (8, 32, 256, 260)}, "w_uv has 260 rows a head, expected at most 256"),
+        ({"latent": torch.zeros(2, 20, 257)[..., 1:]}, "rows of latent must be 16-byte aligned"),
+        ({"k_rope": torch.zeros(2, 20, 32).half()}, "k_rope has dtype float16, expected float32 as q_nope"),
+        ({"seq_lens": torch.zeros(2)}, "seq_lens has dtype float32, expected int32 or int64"),
     ],
     ids=lambda value: next(iter(value), "served") if isinstance(value, dict) else "",
 )
-def test_what_the_row_serves(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str | None) -> None:
-    monkeypatch.setattr(native, "gpu_missing", lambda device: None)
+def test_what_is_served(fake_ops: FakeOps, change: dict[str, Any], said: str | None) -> None:
     dims = change.get("dims", (8, 32, 256, 8))
     values = dict(zip(TENSORS, attention_inputs(2, change.get("new", 1), 20, 3, dims), strict=True)) | change
-    row = next(row for row in dispatch.entries("mla_attention", "cuda") if row.name == "cpp")
-    form = change.get("form", "absorbed")
-    reason = row.supports(*(values[name] for name in TENSORS), 0.1, True, change.get("seq_lens"), None, form)
+    op = change.get("op", "mla_absorbed")
+    reason = calls.reason(op, *(values[name] for name in TENSORS), 0.1, True, change.get("seq_lens"), None)
     assert reason is None if said is None else said in reason

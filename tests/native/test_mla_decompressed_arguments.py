@@ -10,19 +10,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmythos import dispatch
-from openmythos.backends import native
-from tests.native.fake import FakeOps
+from tests.native import calls
 from tests.ops.test_mla_attention import attention_inputs
+from tools.recording_driver import FakeOps
 
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
-NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "absorbed", "out", "lse")
+NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "out", "lse")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 # (dn, dr, dv), and two stages of their tiles on AMD: tiles of 32 keys by 32 elements, and of dv by 32 keys
 HEADS = {(64, 32, 64): 20480, (96, 32, 96): 28672, (128, 64, 128): 40960}
 
 
-class _Params(ctypes.Structure):
+class _Args(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q_nope", "q_rope", "keys", "values", "latent", "k_rope")),
         *((name, ctypes.c_void_p) for name in ("seq_lens", "block_table", "gathered", "out", "lse")),
@@ -39,7 +38,7 @@ def _valid(
 ) -> dict[str, Any]:
     (dn, dr, dv), dc = head, 24
     values = dict(zip(TENSORS, attention_inputs(batch, new, keys, heads, (dn, dr, dc, dv), dtype), strict=True))
-    values |= {"scale": 0.25, "causal": True, "seq_lens": None, "block_table": None, "absorbed": False}
+    values |= {"scale": 0.25, "causal": True, "seq_lens": None, "block_table": None, "op": "mla_decompressed"}
     values["out"] = torch.empty(batch, new, heads, dv, dtype=dtype)
     values["lse"] = torch.empty(batch, heads, new)
     if page:
@@ -55,13 +54,13 @@ def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
     launches = []
 
     def run(kernel, grid, threads, shared, stream, params):
-        copy = _Params.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Params)))
+        copy = _Args.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Args)))
         launches.append((kernel, grid, threads, shared, copy))
 
     fake.driver.reset(devices=1)
     with fake.driver.running(run):
         try:
-            fake.ops.mla_attention(*(values[name] for name in NAMES))
+            getattr(fake.ops, values["op"])(*(values[name] for name in NAMES))
         except RuntimeError as error:
             return launches, str(error).splitlines()[0]
     return launches, ""
@@ -125,24 +124,24 @@ BF16 = torch.bfloat16
     ("change", "said"),
     [
         ({"q_rope": torch.zeros(2, 17, 5, 64, dtype=BF16), "k_rope": torch.zeros(2, 67, 64, dtype=BF16)},
-         "q_nope, q_rope and w_uv have heads of 64, 64 and 64 numbers, expected 64, 32 and 64 or 96, 32 and 96 or"),
+         "q_nope, q_rope and w_uv have heads of 64, 64 and 64 elements, expected 64, 32 and 64 or 96, 32 and 96 or"),
         ({"latent": torch.zeros(2, 67, 28, dtype=BF16)[..., :20], "w_uk": torch.zeros(5, 64, 24, dtype=BF16)[..., :20],
-          "w_uv": torch.zeros(5, 64, 24, dtype=BF16)[..., :20]}, "latent has rows that begin elsewhere, expected"),
+          "w_uv": torch.zeros(5, 64, 24, dtype=BF16)[..., :20]}, "rows of latent must be 16-byte aligned"),
         ({"latent": torch.zeros(2, 67, 32, dtype=BF16)[..., :20], "w_uk": torch.zeros(5, 64, 24, dtype=BF16)[..., :20],
           "w_uv": torch.zeros(5, 64, 24, dtype=BF16)[..., :20]}, "latent has 20 columns, expected a multiple of 8"),
-        ({"q_nope": torch.zeros(2, 17, 5, 68, dtype=BF16)[..., :64]}, "q_nope has rows that begin elsewhere"),
-        ({"q_rope": torch.zeros(2, 17, 5, 33, dtype=BF16)[..., 1:]}, "q_rope has rows that begin elsewhere"),
-        ({"out": torch.zeros(2, 17, 5, 65, dtype=BF16)[..., 1:]}, "out has rows that begin elsewhere"),
+        ({"q_nope": torch.zeros(2, 17, 5, 68, dtype=BF16)[..., :64]}, "rows of q_nope must be 16-byte aligned"),
+        ({"q_rope": torch.zeros(2, 17, 5, 33, dtype=BF16)[..., 1:]}, "rows of q_rope must be 16-byte aligned"),
+        ({"out": torch.zeros(2, 17, 5, 65, dtype=BF16)[..., 1:]}, "rows of out must be 16-byte aligned"),
         ({"block_table": torch.zeros(2, 1, dtype=torch.int32)}, "seq_lens is None, expected a tensor because"),
         ({"lse": torch.zeros(2, 17, 5)}, "lse has shape (2, 17, 5), expected (2, 5, 17)"),
-        ({"absorbed": True}, "q_nope has 17 tokens, expected at most 16 where absorbed is True"),
+        ({"op": "mla_absorbed"}, "q_nope has 17 tokens, expected at most 16"),
     ],
     ids=["heads", "latent", "dc", "q_nope", "q_rope", "out", "block_table", "lse", "absorbed"],
 )  # fmt: skip
 def test_sentences(fake_ops: FakeOps, change: dict[str, Any], said: str) -> None:
     launches, error = _call(fake_ops, _valid(2, 17, 67, 5, (64, 32, 64), BF16) | change)
     assert said in error
-    assert error.startswith("openmythos_native::mla_attention: ")
+    assert error.startswith(f"openmythos_native::{change.get('op', 'mla_decompressed')}: ")
     assert not launches
 
 
@@ -175,21 +174,19 @@ def test_heads_take_turns_where_their_keys_and_values_are_more_than_a_gibibyte(f
         ({"new": 1}, None),
         (
             {"dims": (64, 32, 40, 96)},
-            "heads of (dn, dr, dv)=(64, 32, 96): the kernels take (64, 32, 64), (96, 32, 96)",
+            "heads of 64, 32 and 96 elements, expected 64, 32 and 64 or 96, 32 and 96",
         ),
-        ({"dims": (64, 32, 20, 64)}, "a latent of 20 columns: the kernels take a multiple of 8"),
-        ({"dtype": torch.float32}, "dtype torch.float32: the kernels of the decompressed form are bfloat16 and"),
-        ({"q_nope": torch.zeros(2, 17, 3, 65, dtype=BF16)[..., 1:]}, "rows of q_nope do not all begin at 16 bytes"),
-        ({"k_rope": torch.zeros(2, 20, 32).half()}, "the tensors have different dtypes"),
-        ({"seq_lens": torch.zeros(2)}, "seq_lens is torch.float32: the kernels take int32 and int64"),
+        ({"dims": (64, 32, 20, 64)}, "rows of latent must be 16-byte aligned"),
+        ({"dtype": torch.float32}, "q_nope has dtype float32, expected bfloat16 or float16"),
+        ({"q_nope": torch.zeros(2, 17, 3, 65, dtype=BF16)[..., 1:]}, "rows of q_nope must be 16-byte aligned"),
+        ({"k_rope": torch.zeros(2, 20, 32).half()}, "k_rope has dtype float16, expected bfloat16 as q_nope"),
+        ({"seq_lens": torch.zeros(2)}, "seq_lens has dtype float32, expected int32 or int64"),
     ],
     ids=["served", "one token", "heads", "dc", "dtype", "q_nope", "dtypes", "seq_lens"],
 )
-def test_what_the_row_serves(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str | None) -> None:
-    monkeypatch.setattr(native, "gpu_missing", lambda device: None)
+def test_what_is_served(fake_ops: FakeOps, change: dict[str, Any], said: str | None) -> None:
     dims, new = change.get("dims", (64, 32, 40, 64)), change.get("new", 17)
     values = dict(zip(TENSORS, attention_inputs(2, new, 20, 3, dims, change.get("dtype", BF16)), strict=True)) | change
-    row = next(row for row in dispatch.entries("mla_attention", "cuda") if row.name == "cpp")
     tensors = (values[name] for name in TENSORS)
-    reason = row.supports(*tensors, 0.1, True, change.get("seq_lens"), None, "decompressed")
+    reason = calls.reason("mla_decompressed", *tensors, 0.1, True, change.get("seq_lens"), None)
     assert reason is None if said is None else said in reason

@@ -1,4 +1,4 @@
-"""Builds what the tests of the native launcher need, once for each content of the sources, in build/tests-native."""
+"""Builds the tools of this folder and code objects for tests, once for each content of the sources, in build/tools."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 from tools import device_code, toolchain
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
-CACHE = ROOT / "build" / "tests-native"
+ROOT = Path(__file__).resolve().parents[1]
+DRIVER = Path(__file__).with_name("recording_driver")
+CACHE = ROOT / "build" / "tools"
 RUNTIME = sorted(path for path in (ROOT / "csrc" / "runtime").glob("*.cpp") if path.name != "stream.cpp")
 HEADERS = sorted((ROOT / "csrc").rglob("*.h"))
 GXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
@@ -44,7 +44,7 @@ def missing_device_compiler(arch: str) -> str | None:
     return None
 
 
-def _cached(name: str, sources: list[Path], what: str, make: Callable[[Path], None]) -> Path:
+def cached(name: str, sources: list[Path], what: str, make: Callable[[Path], None]) -> Path:
     """The file `name` made by make(path), kept as long as no source and no word of `what` changes."""
     digest = hashlib.sha256(what.encode())
     for path in sources:
@@ -61,7 +61,7 @@ def _cached(name: str, sources: list[Path], what: str, make: Callable[[Path], No
     return made
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -70,9 +70,9 @@ def _run(command: list[str]) -> str:
 
 def _compile(name: str, sources: list[Path], headers: list[Path], flags: tuple[str, ...]) -> Path:
     def make(path: Path) -> None:
-        _run([GXX, *flags, *WARNINGS, *map(str, sources), "-o", str(path), "-ldl", "-pthread"])
+        run([GXX, *flags, *WARNINGS, *map(str, sources), "-o", str(path), "-ldl", "-pthread"])
 
-    return _cached(name, [*sources, *headers], " ".join((GXX, *flags)), make)
+    return cached(name, [*sources, *headers], " ".join((GXX, *flags)), make)
 
 
 def fake_driver(vendor: str, *definitions: str) -> Path:
@@ -89,13 +89,13 @@ def fake_driver(vendor: str, *definitions: str) -> Path:
         f"-D{kind}",
         *(f"-D{d}" for d in definitions),
     )
-    return _compile(name, [HERE / "fake_driver.c"], [], flags)
+    return _compile(name, [DRIVER / "driver.c"], [], flags)
 
 
 def runtime_library() -> Path:
     """The launcher with a C interface."""
     flags = ("-std=c++20", "-shared", "-fPIC", "-O1")
-    return _compile("libruntime.so", [HERE / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
+    return _compile("libruntime.so", [DRIVER / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
 
 
 def sanitized_program(sanitizer: str) -> Path:
@@ -108,7 +108,7 @@ def sanitized_program(sanitizer: str) -> Path:
         "-fno-sanitize-recover=all",
         "-fno-omit-frame-pointer",
     )
-    return _compile("stress", [HERE / "stress.cpp", HERE / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
+    return _compile("stress", [DRIVER / "stress.cpp", DRIVER / "runtime_api.cpp", *RUNTIME], HEADERS, flags)
 
 
 def fake_ops() -> Path:
@@ -116,10 +116,12 @@ def fake_ops() -> Path:
     folder = Path(torch.__file__).parent
     flags = (
         *("-std=c++20", "-shared", "-fPIC", "-O2", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
-        *("-DOPENMYTHOS_GPU_LIBRARY=openmythos_fake", "-DOPENMYTHOS_GPU_KEY=CPU", "-DOPENMYTHOS_GPU_WHERE=Where::cpu"),
+        "-DOPENMYTHOS_RECORDING",
         *("-isystem", str(folder / "include"), f"-L{folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"),
     )
-    sources = [*sorted((ROOT / "csrc").glob("ops_gpu*.cpp")), HERE / "fake_stream.cpp", *RUNTIME]
+    csrc = ROOT / "csrc"
+    host = sorted({*csrc.glob("*/bind*.cpp"), *csrc.glob("*/*plan.cpp"), csrc / "core" / "run.cpp"})
+    sources = [*host, DRIVER / "stream.cpp", *RUNTIME]
     return _compile("libopenmythos_fake.so", sources, HEADERS, flags)
 
 
@@ -130,9 +132,9 @@ def device_object(op: str, arch: str) -> tuple[Path, str]:
     name = f"{op}.{arch}.{device_code.suffix(arch)}"
 
     def make(path: Path) -> None:
-        said = _run(device_code.command(tools.compiler, source, arch, path))
+        said = run(device_code.command(tools.compiler, source, arch, path))
         path.with_name("said.txt").write_text(said, encoding="utf-8")
 
     command = device_code.command(tools.compiler, Path(op), arch, Path("out"))
-    made = _cached(name, [source, *device_code.headers()], " ".join(command), make)
+    made = cached(name, [source, *device_code.headers()], " ".join(command), make)
     return made, made.with_name("said.txt").read_text(encoding="utf-8")

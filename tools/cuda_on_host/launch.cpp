@@ -1,17 +1,17 @@
-// The kernels of one .cu file, as cuda_host.py rewrote it, and a function that launches them.
+// The kernels of one .cu file, as __init__.py rewrote it, and a function that launches them.
 
-#include "cuda_host.h"
+#include "shim.h"
 
 #include SOURCE
 
-using Params = openmythos::gpu::PARAMS;
+using Args = openmythos::ARGS;
 
-static void (*kernel)(Params);
-static Params arguments;
+static void (*kernel)(Args);
+static Args arguments;
 
 extern "C" __attribute__((visibility("default"))) void host_launch(void* function, unsigned x, unsigned y, unsigned z,
                                                                    unsigned threads, const void* params) {
-    kernel = reinterpret_cast<void (*)(Params)>(function);
+    kernel = reinterpret_cast<void (*)(Args)>(function);
     std::memcpy(&arguments, params, sizeof(arguments));
     host::body = [] { kernel(arguments); };
     blockDim.x = threads;

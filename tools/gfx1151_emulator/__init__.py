@@ -20,7 +20,7 @@ stacks.
 
 from __future__ import annotations
 
-from tests.emulated.emulator.launch import Ran, explicit_arguments, launch
-from tests.emulated.emulator.translate import missing
+from tools.gfx1151_emulator.launch import Ran, explicit_arguments, launch
+from tools.gfx1151_emulator.translate import missing
 
 __all__ = ["Ran", "explicit_arguments", "launch", "missing"]

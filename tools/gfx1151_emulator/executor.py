@@ -15,7 +15,7 @@ import torch
 
 from openmythos.triton_kernels import aot
 from openmythos.triton_kernels.launch import TARGETS, Launch
-from tests.emulated import emulator
+from tools import gfx1151_emulator as emulator
 
 GFX1151 = TARGETS["gfx1151"]
 LANES = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.emulated import emulator
-from tests.emulated.emulator.hip import compile_hip
-from tests.emulated.hip import PROGRAMS, needs_hip
+from tests.tools.gfx1151_emulator.hip import PROGRAMS, needs_hip
+from tools import gfx1151_emulator as emulator
+from tools.gfx1151_emulator.hip import compile_hip
 
 pytestmark = needs_hip
 

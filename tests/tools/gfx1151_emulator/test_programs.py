@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulated import emulator
-from tests.emulated.emulator.hip import compile_hip, compiler
-from tests.emulated.hip import PROGRAMS, needs_hip, program
 from tests.tolerances import assert_within
+from tests.tools.gfx1151_emulator.hip import PROGRAMS, needs_hip, program
+from tools import gfx1151_emulator as emulator
+from tools.gfx1151_emulator.hip import compile_hip, compiler
 
 pytestmark = needs_hip
 

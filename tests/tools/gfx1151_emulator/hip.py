@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulated import emulator
-from tests.emulated.emulator.hip import compile_hip, compiler
+from tools import gfx1151_emulator as emulator
+from tools.gfx1151_emulator.hip import compile_hip, compiler
 
 PROGRAMS = Path(__file__).with_name("programs")
 

@@ -9,7 +9,7 @@ import re
 import struct
 from typing import Any, NamedTuple
 
-from tests.emulated.emulator.native import EXEC, VCC, VECTORS, Flag, Kind
+from tools.gfx1151_emulator.native import EXEC, VCC, VECTORS, Flag, Kind
 
 
 class Instruction(NamedTuple):

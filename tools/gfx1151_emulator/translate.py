@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tests.emulated.emulator.native import CACHE, LANES, PROGRAM_COUNTER, SCALARS, VECTORS, Flag
+from tools.gfx1151_emulator.native import CACHE, LANES, PROGRAM_COUNTER, SCALARS, VECTORS, Flag
 
 CHECKOUT = os.environ.get("OPENMYTHOS_TINYGRAD", "")
 

@@ -1,6 +1,6 @@
-"""What a GPU op costs on the host: python -m tests.native.host_cost.
+"""What a GPU op costs on the host: python -m tools.host_cost.
 
-The checks, plan and launch of `csrc/ops_gpu*.cpp` on CPU tensors, before a driver that does nothing; the driver's own
+The checks, plan and launch of `csrc/<op>/bind.cpp` on CPU tensors, before a driver that does nothing; the driver's own
 time, torch's look-up of the stream and a few checks of the device come on top. Times are this thread's CPU time, so
 that other programs disturb them little, and medians over rounds in which the calls take turns.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from openmythos import dispatch, ops
-from openmythos.backends import calls, library, native
+from openmythos.backends import cpp, library
 from openmythos.ops.loop_step import LoopParams
-from tests.native.fake import FakeOps, load_ops
+from tools.recording_driver import FakeOps, load_ops, serve
 
 ARCH = "gfx1151"
 # mythos_1b, one token at 16 loops
@@ -48,9 +48,8 @@ print(marks[1] - marks[0], marks[3] - marks[2], marks[4] - marks[3])
 
 
 def serve_cpu_tensors(fake: FakeOps) -> None:
-    """Let the dispatch table send CPU tensors to the fake driver, by the rows that "cuda" has."""
-    calls.native = fake.ops
-    native.gpu_missing = functools.cache(lambda device=0: fake.ops.gpu_reason(device) or None)
+    """Let the dispatch table send CPU tensors to the fake driver, by the entries of "cuda"."""
+    cpp._native = functools.cache(serve(fake))
     for op, device in list(dispatch._table):
         if device == "cuda":
             dispatch._table[op, "cpu"] = dispatch._table[op, "cuda"]
@@ -63,7 +62,7 @@ def cases(fake: FakeOps) -> dict[str, tuple[Callable, Callable]]:
     low, scale, bias = torch.ones(RANK, WIDTH), torch.ones(LOOPS, RANK), torch.zeros(1)
     params = LoopParams(wide, wide, low, scale, low, wide, bias, wide)
     step = {"threshold": 0.99, "eps": 1e-6, "loop_dim": WIDTH // 8}
-    step_args = (state, x, x, state, cum_p, *params, None, 3, *step.values(), state, state, cum_p, out)
+    step_args = (state, x, x, state, cum_p, *params, 3, None, *step.values(), out, state, state, cum_p)
     queries = torch.ones(1, 1, HEADS, 64, **half), torch.ones(1, 1, HEADS, ROPE, **half)
     keys = torch.ones(1, KEYS, LATENT, **half), torch.ones(1, KEYS, ROPE, **half)
     heads = torch.ones(HEADS, 64, LATENT, **half), torch.ones(HEADS, 64, LATENT, **half)
@@ -77,18 +76,18 @@ def cases(fake: FakeOps) -> dict[str, tuple[Callable, Callable]]:
             lambda: ops.loop_step_(state, x, x, state, cum_p, params, 3, x_next=out, **step),
         ),
         "rms_norm": (lambda: o.rms_norm(x, None, wide, 1e-6, out, None), lambda: ops.rms_norm(x, wide)),
-        "mla_attention": (
-            lambda: o.mla_attention(*queries, *keys, *heads, 0.1, True, None, None, True, *attended),
+        "mla_absorbed": (
+            lambda: o.mla_absorbed(*queries, *keys, *heads, 0.1, True, None, None, *attended),
             lambda: ops.mla_attention(*queries, *keys, *heads, scale=0.1, causal=True, form="absorbed"),
         ),
         "moe_experts": (
-            lambda: o.moe_experts(x, ids, weights, *experts, out),
-            lambda: ops.moe_experts(x, ids, weights, *experts),
+            lambda: o.moe_experts(x, ids, weights, *experts, [], [], [], out),
+            lambda: ops.moe_experts(x, ids, weights, ops.StackedExperts(*experts)),
         ),
     }
 
 
-def race(functions: list[Callable], rounds: int) -> list[float]:
+def time_interleaved(functions: list[Callable], rounds: int) -> list[float]:
     """Median CPU time of one call of each, in microseconds."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
@@ -126,7 +125,7 @@ def main() -> None:
             begin = time.thread_time()
             direct()
             print(f"{name:14} first launch {1e3 * (time.thread_time() - begin):6.2f} ms")
-        found = iter(race([function for pair in timed.values() for function in pair], options.rounds))
+        found = iter(time_interleaved([function for pair in timed.values() for function in pair], options.rounds))
         for name, direct, public in zip(timed, found, found, strict=False):
             print(f"{name:14} op {direct:6.2f} us   public {public:6.2f} us")
 

@@ -30,8 +30,8 @@ char* runtime_sha256(const char* bytes, size_t count) { return copy(openmythos::
 char* runtime_launch(void* runtime, const char* op, const char* kernel, unsigned grid, unsigned threads,
                      unsigned shared, int device, void* stream, const void* params) {
     try {
-        Launch launch{op, kernel, {grid, 1, 1, threads, shared}, params};
-        static_cast<Runtime*>(runtime)->launch(launch, device, stream);
+        Launch launch{op, kernel, {grid, 1, 1, threads, shared}};
+        static_cast<Runtime*>(runtime)->launch(launch, params, device, stream);
     } catch (const std::exception& error) {
         return copy(error.what());
     }

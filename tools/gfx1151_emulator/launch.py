@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.emulated.emulator.codeobject import kernels, load_image, symbols, unbundled
-from tests.emulated.emulator.native import (
+from tools.gfx1151_emulator.codeobject import kernels, load_image, symbols, unbundled
+from tools.gfx1151_emulator.native import (
     BUDGET,
     EXEC,
     LANES,
@@ -31,8 +31,8 @@ from tests.emulated.emulator.native import (
     Wave,
     library,
 )
-from tests.emulated.emulator.rewrite import rewrite
-from tests.emulated.emulator.translate import in_translator_thread, translator
+from tools.gfx1151_emulator.rewrite import rewrite
+from tools.gfx1151_emulator.translate import in_translator_thread, translator
 
 LDS_BYTES, WORK_ITEMS = 65536, 1024
 # LDS is not cleared on a real device.

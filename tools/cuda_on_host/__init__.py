@@ -1,7 +1,7 @@
 """CUDA kernels compiled by a C++ compiler and run on the CPU: values without a GPU.
 
 What is compiled is the source that nvcc reads, with each instruction written in PTX replaced by a call of its
-definition in `cuda_host.h`. Neither ptxas nor a GPU's memory order is in this.
+definition in `shim.h`. Neither ptxas nor a GPU's memory order is in this.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import ctypes
 import re
 from pathlib import Path
 
-from tests.native import building
-from tests.native.emulated import Emulated
-from tests.native.fake import FakeOps
-from tools import device_code
+from tools import building, device_code
 
+HERE = Path(__file__).parent
 # By what an instruction's text begins with; the names are those of the C++ around it.
 INSTRUCTIONS = {
     "cvt.f32.f16": "y = host::to_float(x.bits, false)",
@@ -38,11 +36,12 @@ INSTRUCTIONS = {
 }
 # What the kernels of each file take.
 PARAMS = {
-    "mla_absorbed": "MlaParams",
-    "mla_decompressed": "MlaDecompressedParams",
-    "moe_grouped": "MoeGroupedParams",
-    "moe_route": "MoeRouteParams",
+    "mla_absorbed": "MlaArgs",
+    "mla_decompressed": "MlaDecompressedArgs",
+    "moe_grouped": "MoeGroupedArgs",
+    "moe_route": "MoeRouteArgs",
 }
+MAX_SHARED = 227 * 1024
 HOPPER = "-D__CUDA_ARCH_FEAT_SM90_ALL"
 PAIR = re.compile(r': "=r"\((.+)\), "=r"\((.+)\)\s*: "l"\((.+)\)\)\Z')
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]')
@@ -90,29 +89,29 @@ def translate(folder: Path, *ops: str) -> None:
 
 def library(op: str, hopper: bool = False) -> Path:
     """The kernels of op.cu and `host_launch` as a library; `hopper`: as for sm_90a, which has wgmma."""
-    shims = [building.HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "cuda_host.py")]
+    shims = [HERE / name for name in ("shim.h", "launch.cpp", "__init__.py")]
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-mfma", "-Wno-unknown-pragmas")
     source = device_code.sources()[op].relative_to(device_code.CSRC)
-    flags += (f'-DSOURCE="{source}"', f"-DPARAMS={PARAMS[op]}", *((HOPPER,) if hopper else ()))
+    flags += (f'-DSOURCE="{source}"', f"-DARGS={PARAMS[op]}", *((HOPPER,) if hopper else ()))
 
     def make(path: Path) -> None:
         translate(path.parent / "csrc", op)
-        building._run([building.GXX, *flags, "-I", str(path.parent / "csrc"), str(shims[1]), "-o", str(path)])
+        building.run([building.GXX, *flags, "-I", str(path.parent / "csrc"), str(shims[1]), "-o", str(path)])
 
-    return building._cached(f"lib{op}.so", [*sources(op), *shims], " ".join((building.GXX, *flags)), make)
+    return building.cached(f"lib{op}.so", [*sources(op), *shims], " ".join((building.GXX, *flags)), make)
 
 
-class OnHost(Emulated):
-    """Runs launches as CUDA source on the CPU; nothing is recorded."""
+class HostKernels:
+    """The kernels of one .cu file, run on the CPU; `launched` lists them in order."""
 
-    def __init__(self, fake: FakeOps, op: str, hopper: bool = False) -> None:
-        super().__init__(fake)
+    def __init__(self, op: str, hopper: bool = False) -> None:
         self.launched: list[str] = []
         self._library = ctypes.CDLL(str(library(op, hopper)))
         self._library.host_launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 4, ctypes.c_void_p]
 
-    def run(self, kernel, grid, threads, shared, stream, params) -> None:
-        assert shared <= 227 * 1024
+    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, params: int) -> None:
+        """Run one launch; `params` is the address of the kernel's argument struct."""
+        assert shared <= MAX_SHARED
         function = ctypes.cast(getattr(self._library, kernel), ctypes.c_void_p)
         self._library.host_launch(function, *grid, threads, params)
         self.launched.append(kernel)

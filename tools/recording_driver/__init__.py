@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.native import building
-from tools import code_objects, device_code
+from tools import building, code_objects, device_code
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_uint] * 5, ctypes.c_void_p, ctypes.c_void_p)
 LAUNCH = {"cuda": "cuLaunchKernel", "rocm": "hipModuleLaunchKernel"}
@@ -30,7 +29,6 @@ FIRST_LAUNCH = {
     ),
 }
 ARCH = {"cuda": "sm_90", "rocm": "gfx1151"}
-OPS = ("loop_step", "mla_attention", "moe", "moe_experts", "moe_route", "rms_norm")
 
 
 class Driver:
@@ -77,6 +75,11 @@ class Driver:
             raise errors[0]
 
 
+def serve(fake: FakeOps) -> Callable[[str], Callable[..., Any]]:
+    """What `openmythos.backends.cpp._native` is replaced by, so that the backend calls the fake ops."""
+    return lambda name: getattr(fake.ops, name).default
+
+
 class FakeOps(NamedTuple):
     """`ops` is torch.ops.openmythos_fake; `folder` holds the code objects that it launches."""
 
@@ -94,12 +97,6 @@ def load_ops(folder: Path, arch: str, *definitions: str) -> FakeOps:
     driver = Driver("rocm", *definitions)
     driver.reset(devices=1)
     torch.ops.load_library(shutil.copy(building.fake_ops(), folder))
-    fragment = torch.library.Library("openmythos_fake", "FRAGMENT")
-    for op in OPS:
-        schema = getattr(torch.ops.openmythos_native, op).default._schema
-        fragment.define(str(schema).removeprefix("openmythos_native::"))
-    # kept for as long as the process lives
-    torch.ops.openmythos_fake._fragment = fragment
     return FakeOps(torch.ops.openmythos_fake, driver, folder / "gpu")
 
 
