@@ -15,7 +15,7 @@ from openmythos.triton_kernels import configs
 from openmythos.triton_kernels.launch import executing
 from tests.aot import golden, records
 from tests.aot.specimens import Specimen, load
-from tests.ops.cases import check_outputs, listed
+from tests.cases import check_outputs, listed
 from tests.tolerances import errors
 from tools import gfx1151_emulator as emulator
 from tools.gfx1151_emulator.executor import GFX1151, Executor

@@ -1,4 +1,4 @@
-"""The GPU ops on CPU tensors, before a fake driver of ROCm whose launches somebody else may run."""
+"""The GPU ops on CPU tensors, before a fake driver of ROCm; the emulator may run its launches."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def fake_ops(fake_session: FakeOps, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def emulated(fake_ops: FakeOps) -> Emulated:
-    """Runs what the fake driver is asked to launch; needs the emulator."""
+    """Runs the launches that the fake driver records; needs the emulator."""
     return Emulated(fake_ops)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tests.cases import doubled, listed
 from tests.native import golden
-from tests.ops.cases import doubled, listed
 from tests.tolerances import assert_close, errors
 from tools import code_objects
 from tools import gfx1151_emulator as emulator

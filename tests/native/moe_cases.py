@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.cases import randn
+from tests.cases.moe import experts
+from tests.cases.shared_experts import ROUTED, triples
 from tests.native import calls
-from tests.ops.cases import randn
-from tests.ops.shared_experts import ROUTED, triples
-from tests.ops.test_moe_experts import experts
 
 SHORT = {torch.bfloat16: "bf16", torch.float16: "f16"}
 each_half = pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())

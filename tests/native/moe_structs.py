@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.ops.cases import randn
-from tests.ops.test_moe_experts import experts
+from tests.cases import randn
+from tests.cases.moe import experts
 from tools.recording_driver import FakeOps
 
 HALF = (torch.float32, torch.bfloat16, torch.float16)

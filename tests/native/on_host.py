@@ -1,4 +1,4 @@
-"""Runs what the recording driver is asked to launch as CUDA source on the CPU, and compares it with the reference."""
+"""Runs the launches that the recording driver records as CUDA source on the CPU, against the reference."""
 
 from __future__ import annotations
 

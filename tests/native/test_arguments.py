@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.cases.loop_step import step_args
 from tests.native import calls
-from tests.ops.test_loop_step import step_args
 from tools.recording_driver import FakeOps
 
 NAMES = (

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import each_dtype
+from tests.cases.mla_attention import attention_inputs, paged
 from tests.native import calls
 from tests.native.on_host import OnHost
-from tests.ops.cases import each_dtype
-from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
 from tools import building
 from tools.recording_driver import FakeOps

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import doubled, randn
+from tests.cases.shared_experts import routed_and_shared
 from tests.native import calls
 from tests.native.moe_cases import SHORT, SIZES, case, flat, launched
 from tests.native.on_host import OnHost
-from tests.ops.cases import doubled, randn
-from tests.ops.shared_experts import routed_and_shared
 from tests.tolerances import assert_close
 from tools import building
 from tools.recording_driver import FakeOps

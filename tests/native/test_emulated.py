@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import doubled, each_dtype, randn, strided
+from tests.cases.loop_step import step_args
 from tests.native import calls
 from tests.native.emulated import Emulated
-from tests.ops.cases import doubled, each_dtype, randn, strided
-from tests.ops.test_loop_step import step_args
 from tests.tolerances import assert_close
 from tools import gfx1151_emulator as emulator
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import doubled, each_dtype, randn, strided
+from tests.cases.moe import experts
+from tests.cases.shared_experts import routed_and_shared
 from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.native.moe_cases import SIZES, case, each_half, flat, launched, spread, with_shared
-from tests.ops.cases import doubled, each_dtype, randn, strided
-from tests.ops.shared_experts import routed_and_shared
-from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 from tools import gfx1151_emulator as emulator
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import each_dtype, strided
+from tests.cases.mla_attention import attention_inputs, paged
 from tests.native import calls
 from tests.native.emulated import Emulated
-from tests.ops.cases import each_dtype, strided
-from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
 from tools import gfx1151_emulator as emulator
 

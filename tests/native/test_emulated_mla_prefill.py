@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases.mla_attention import attention_inputs, paged
 from tests.native import calls
 from tests.native.emulated import Emulated
-from tests.ops.test_mla_attention import attention_inputs, paged
 from tests.tolerances import assert_close
 from tools import gfx1151_emulator as emulator
 
@@ -50,7 +50,7 @@ def test_every_instance(
 @each_head
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_ragged_lengths_with_nan_past_them(emulated: Emulated, dtype: torch.dtype, dims: tuple, causal: bool) -> None:
-    """Shorter than the queries, a single key and none; NaN stands where nobody may read."""
+    """Shorter than the queries, a single key and none; NaN stands where no kernel may read."""
     args = attention_inputs(4, 33, 131, 2, dims, dtype)
     lengths = torch.tensor([131, 20, 1, 0], dtype=torch.int32)
     for b, length in enumerate(lengths):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from openmythos import reference
+from tests.cases import doubled, each_dtype, listed, randn, strided
+from tests.cases.moe import experts
+from tests.cases.shared_experts import routed_and_shared
 from tests.native import calls
 from tests.native.emulated import Emulated
 from tests.native.moe_cases import flat, spread, with_shared
-from tests.ops.cases import doubled, each_dtype, listed, randn, strided
-from tests.ops.shared_experts import routed_and_shared
-from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 from tools import gfx1151_emulator as emulator
 
@@ -148,7 +148,7 @@ def test_an_id_that_is_no_expert_makes_its_row_nan(
 
 
 @each_kind
-def test_experts_that_nobody_chose_are_never_read(emulated: Emulated, n: int, width: int, dtype: torch.dtype) -> None:
+def test_experts_that_no_row_chose_are_never_read(emulated: Emulated, n: int, width: int, dtype: torch.dtype) -> None:
     args = experts(n, 48, width, 7, 1, dtype)
     args[1].fill_(2)
     for stack in args[3:]:

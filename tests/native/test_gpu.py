@@ -7,13 +7,13 @@ import torch
 
 from openmythos import dispatch, reference
 from openmythos.backends import library
+from tests.cases import doubled, each_dtype, listed, randn
+from tests.cases.loop_step import step_args
+from tests.cases.mla_attention import MODELS, attention_inputs, paged
+from tests.cases.moe import experts
+from tests.cases.shared_experts import ROUTED, routed_and_shared, triples
 from tests.native import calls
 from tests.native.moe_cases import SIZES, case, each_half, with_shared
-from tests.ops.cases import doubled, each_dtype, listed, randn
-from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
-from tests.ops.test_loop_step import step_args
-from tests.ops.test_mla_attention import MODELS, attention_inputs, paged
-from tests.ops.test_moe_experts import experts
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.gpu

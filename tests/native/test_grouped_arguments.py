@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import randn
+from tests.cases.moe import experts
 from tests.native import calls
 from tests.native.moe_cases import SHORT, each_half, launched, spread
 from tests.native.moe_structs import NAMES, SETTINGS, MoeArgs, check_params, recorded, valid
-from tests.ops.cases import randn
-from tests.ops.test_moe_experts import experts
 from tools.recording_driver import FakeOps
 
 HALF = st.sampled_from(list(SHORT))

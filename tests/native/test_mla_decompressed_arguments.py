@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.cases.mla_attention import attention_inputs
 from tests.native import calls
-from tests.ops.test_mla_attention import attention_inputs
 from tools.recording_driver import FakeOps
 
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import randn, strided
+from tests.cases.moe import experts
 from tests.native import calls
 from tests.native.moe_cases import launched
 from tests.native.moe_structs import (
@@ -23,8 +25,6 @@ from tests.native.moe_structs import (
     recorded,
     valid,
 )
-from tests.ops.cases import randn, strided
-from tests.ops.test_moe_experts import experts
 from tools.recording_driver import FakeOps
 
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}

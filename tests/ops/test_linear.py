@@ -7,7 +7,7 @@ import torch
 
 from openmythos import ops, reference
 from tests.backends import Row, each_row
-from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.cases import check_repeatable, check_row, each_dtype, randn, strided
 
 SIZES = [(1, 1, 1), (1, 97, 131), (2, 47, 97), (7, 2, 63), (63, 131, 47), (129, 64, 129), (0, 97, 47), (5, 2048, 3)]
 SWIGLU_SIZES = [(1, 1, 1, 1), (1, 97, 131, 97), (2, 47, 97, 53), (63, 131, 47, 131), (129, 64, 129, 64), (0, 9, 7, 9)]

@@ -11,8 +11,8 @@ from openmythos import reference
 from openmythos.backends import triton as backend
 from openmythos.backends.torch import flash_attention
 from openmythos.ops.mla_attention import MlaAttention, MlaAttentionBackward
-from tests.ops.cases import check_outputs, each_dtype, randn
-from tests.ops.test_mla_attention import CAUSAL, FORMS, attention_inputs, paged
+from tests.cases import check_outputs, each_dtype, randn
+from tests.cases.mla_attention import CAUSAL, FORMS, attention_inputs, paged
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(

@@ -10,17 +10,9 @@ from openmythos.backends.torch import grouped_experts
 from openmythos.backends.triton import INTERPRETED
 from openmythos.ops.moe import MoeExperts
 from tests.backends import Row, each_row
-from tests.ops.cases import check_outputs, check_repeatable, check_row, each_dtype, listed, randn, strided
+from tests.cases import check_outputs, check_repeatable, check_row, each_dtype, listed, randn, strided
+from tests.cases.moe import experts
 from tests.tolerances import assert_close, errors
-
-
-def experts(n: int, d: int, i: int, e: int, k: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """(x, ids, weights, gate_up, down), ids distinct in a row."""
-    ids = torch.stack([torch.randperm(e)[:k] for _ in range(n)]) if n else torch.empty(0, k)
-    weights = torch.softmax(randn(n, k), dim=-1)
-    gate_up, down = randn(e, 2, i, d, dtype=dtype, scale=d**-0.5), randn(e, d, i, dtype=dtype, scale=i**-0.5)
-    return [randn(n, d, dtype=dtype), ids.int(), weights, gate_up, down]
-
 
 SIZES = {
     "one row": (1, 97, 47, 7, 2),

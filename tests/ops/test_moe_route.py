@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from openmythos import ops, reference
 from tests.backends import Row, each_row
-from tests.ops.cases import check_repeatable, check_row, each_dtype, randn
+from tests.cases import check_repeatable, check_row, each_dtype, randn
 from tests.tolerances import assert_close
 
 SIZES = [

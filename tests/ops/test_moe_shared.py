@@ -7,9 +7,9 @@ import torch
 
 from openmythos import ops
 from tests.backends import Row, each_row
-from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
-from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
-from tests.ops.test_moe_experts import experts
+from tests.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.cases.moe import experts
+from tests.cases.shared_experts import ROUTED, routed_and_shared, triples
 
 
 class _Flat:

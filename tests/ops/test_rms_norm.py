@@ -7,7 +7,7 @@ import torch
 
 from openmythos import ops, reference
 from tests.backends import Row, each_row
-from tests.ops.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.cases import check_repeatable, check_row, each_dtype, randn, strided
 from tests.tolerances import assert_close
 
 EPS = 1e-6

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from openmythos import dispatch, reference
 from tests.backends import Row
-from tests.ops.cases import check_row, randn
-from tests.ops.test_loop_step import step_args
-from tests.ops.test_mla_attention import attention_inputs
-from tests.ops.test_moe_experts import experts
+from tests.cases import check_row, randn
+from tests.cases.loop_step import step_args
+from tests.cases.mla_attention import attention_inputs
+from tests.cases.moe import experts
 
 drawn = settings(derandomize=True, deadline=None, max_examples=15)
 DTYPES = st.sampled_from((torch.float32, torch.bfloat16))

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from openmythos import dispatch, reference
-from tests.ops.cases import doubled, randn
-from tests.ops.test_loop_step import step_args
-from tests.ops.test_mla_attention import attention_inputs
-from tests.ops.test_moe_experts import experts
+from tests.cases import doubled, randn
+from tests.cases.loop_step import step_args
+from tests.cases.mla_attention import attention_inputs
+from tests.cases.moe import experts
 from tests.tolerances import assert_within
 
 EXACT = 1e-12

@@ -1,4 +1,4 @@
-"""The measurement of what a call costs on the host still runs; its numbers are a machine's, and nobody judges them."""
+"""The measurement of a call's host cost still runs; its results depend on the machine and are not judged."""
 
 from __future__ import annotations
 

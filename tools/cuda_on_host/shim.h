@@ -110,7 +110,7 @@ inline void run_block(unsigned count) {
     }
 }
 
-// Everybody's numbers, in the order of the lanes.
+// The values of all lanes, in lane order.
 template <int COUNT>
 const uint32_t (*exchange(const uint32_t (&mine)[COUNT]))[6] {
     Wave& wave = waves[current / 32];
@@ -162,7 +162,7 @@ inline uint32_t movmatrix(uint32_t x) {
 
 inline uint32_t shared_address(const void* p) { return uint32_t(static_cast<const unsigned char*>(p) - shared_memory); }
 
-// Copies happen as late as they may: when somebody waits for them.
+// Copies happen as late as allowed: at the wait.
 inline void copy_async(uint32_t to, const void* from, int bytes) {
     threads[current].groups.back().push_back({to, from, bytes});
 }
@@ -196,13 +196,13 @@ inline uint32_t described(uint64_t descriptor, int row, int k) {
     return bits;
 }
 
-// Products, too, happen when somebody waits for them: until then neither sums nor operands may be touched.
+// Products happen at the wait too; before it neither sums nor operands may be touched.
 inline void finish_products() {
     for (const auto& product : threads[current].products) product();
     threads[current].products.clear();
 }
 
-// sums += a b of 64 x 16 N x 16, for the numbers of this lane: `mine` gives those of a by row of its two, and k.
+// sums += a b of 64 x 16 N x 16, for the elements of this lane: `mine` gives those of a by row of its two, and k.
 template <int N, class Sum, class Mine>
 void add_products(Sum (&sums)[N], Mine mine, uint64_t b, bool bf16) {
     const int lane = current % 32;

@@ -162,7 +162,7 @@ class Runtime:
 
 
 def invented_objects(folder: Path, vendor: str, archs: tuple[str, ...] | None = None) -> Path:
-    """Files that nobody but the fake driver would load, with a true manifest."""
+    """Files that only the fake driver can load, with a valid manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [code_objects.FORMAT, f"vendor {vendor}", "toolkit 13.0"]
     for arch in archs or (("sm_80", "sm_90a") if vendor == "cuda" else ("gfx1100", "gfx1151")):

@@ -48,7 +48,7 @@ static _Thread_local int current_device;
 
 EXPORT void fake_reset(void) { used = 0, text[0] = 0, failing[0] = 0, on_launch = 0; }
 EXPORT const char* fake_calls(void) { return text; }
-// The call fails with this code, after it has succeeded so many times.
+// The call fails with this code, after that number of successes.
 EXPORT void fake_fail(const char* call, int code, int after) {
     snprintf(failing, sizeof failing, "%s", call);
     fail_code = code, fail_after = after;

@@ -14,7 +14,7 @@ import torch
 from openmythos import reference
 from openmythos.triton_kernels import moe
 from tests.aot.specimens import Specimen, by_arguments, large
-from tests.ops.shared_experts import ROUTED, routed_and_shared, triples
+from tests.cases.shared_experts import ROUTED, routed_and_shared, triples
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 # Bytes from which a storage is addressed with 64 bits.
