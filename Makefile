@@ -41,7 +41,7 @@ help:
 	@echo 'make bench-repeat   the quoted ratios twice, and how far they move'
 	@echo 'make bench-compare BASE=<revision>   this tree against another one'
 	@echo 'make wheel-cpu   a wheel in dist/ without GPU code; wheel-cuda needs nvcc, wheel-rocm clang 18 or newer and lld'
-	@echo 'make lint        ruff and clang-format'
+	@echo 'make lint        ruff, clang-format and the rules of CONTRIBUTING.md'
 	@echo 'make new-op NAME=x  the files of a new operation'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
@@ -119,6 +119,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(if $(native),$(VENV)/bin/clang-format --dry-run -Werror $(native))
+	$(python) -m tools.lint
 
 new-op: $(VENV)/.installed
 	$(python) -m tools.new_op '$(NAME)'
