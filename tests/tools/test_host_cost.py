@@ -17,4 +17,4 @@ def test_the_measurement_runs() -> None:
         pytest.skip(missing())
     command = [sys.executable, "-m", "tools.host_cost", "--rounds", "1", "--processes", "1"]
     said = subprocess.run(command, cwd=building.ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(f"{op} " in said for op in ("import openmythos", "loop_step_", "rms_norm", "mla_attention"))
+    assert all(f"{op} " in said for op in ("import openmythos", "loop_step_", "rms_norm", "mla_absorbed"))
