@@ -95,11 +95,12 @@ MlaArgs fill(const Checks& check, bool absorbed, const Tensor& q_nope, const Ten
         check_lengths(check, args);
         return args;
     }
+    // Sizes before alignment: a size that no kernel has is what the caller has to change.
+    absorbed ? check_absorbed(check, args) : check_decompressed(check, args);
     for (auto [x, name] : {std::pair{&latent, "latent"}, std::pair{&k_rope, "k_rope"}, std::pair{&w_uk, "w_uk"},
                            std::pair{&w_uv, "w_uv"}})
         check.aligned(*x, name);
     if (!absorbed) check.aligned(q_nope, "q_nope"), check.aligned(q_rope, "q_rope");
-    absorbed ? check_absorbed(check, args) : check_decompressed(check, args);
     return args;
 }
 

@@ -241,7 +241,7 @@ for _device in ("cpu", "cuda"):
         loop_step,
         device=_device,
         validates=True,
-        supports=_supports("loop_step", lambda call: (*call, None)),
+        supports=_supports("loop_step", _step_inputs),
     )
     register("loop_step_", "cpp", loop_step_, device=_device, validates=True, supports=_supports("loop_step", tuple))
     register(

@@ -212,7 +212,7 @@ def test_splits_depend_on_shapes_alone(fake_ops: FakeOps) -> None:
             "q_nope has dtype float32, expected bfloat16 or float16",
         ),
         ({"new": 17}, "q_nope has 17 tokens, expected at most 16"),
-        ({"dims": (8, 8, 40, 8)}, "latent and k_rope have 40 and 8 columns, expected 256 and 32 or 384 and 32"),
+        ({"dims": (8, 6, 40, 8)}, "latent and k_rope have 40 and 6 columns, expected 256 and 32 or 384 and 32"),
         ({"dims": (8, 32, 256, 260)}, "w_uv has 260 rows a head, expected at most 256"),
         ({"latent": torch.zeros(2, 20, 257)[..., 1:]}, "rows of latent must be 16-byte aligned"),
         ({"k_rope": torch.zeros(2, 20, 32).half()}, "k_rope has dtype float16, expected float32 as q_nope"),
