@@ -104,13 +104,10 @@ def shape(kernel: str, arch: str) -> Shape:
 
 
 def _listed(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(root.glob("tests/**/golden/*.json")):
-        for arch, table in json.loads(path.read_text(encoding="utf-8")).items():
-            if arch == "compilers":
-                continue
-            for name, found in table.items():
-                for row in found if isinstance(found, list) else [{"kernel": name, **found}]:
-                    yield arch, row
+    for path in sorted(root.glob("tests/golden/*/*.json")):
+        for arch, specimens in json.loads(path.read_text(encoding="utf-8"))["compiled"].items():
+            for rows in specimens.values():
+                yield from ((arch, row) for row in rows)
 
 
 def kernels(arch: str, root: Path = ROOT) -> list[Kernel]:

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.aot import golden
+from openmythos.triton_kernels.launch import TARGETS
+from tests import golden
 from tests.aot.specimens import load
 
 # Kernels that multiply matrices, and which of their constexprs has the rows of a tile.
@@ -54,7 +55,7 @@ def _tile_rows(row: dict[str, Any]) -> int:
 
 
 def _rows(op: str, arch: str) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(name, name.split("/")[-1], row) for name, row in golden.rows(golden.read(op), arch)]
+    return [(name, name.split("/")[-1], row) for name, row in golden.read("triton", op).rows(arch)]
 
 
 @pytest.mark.parametrize("op", load())
@@ -93,12 +94,12 @@ def test_products_of_16_bits_use_tcgen05_on_sm100_where_a_tile_has_64_rows(op: s
 
 
 def test_every_kernel_that_is_named_here_is_in_the_table() -> None:
-    known = {row["kernel"] for op in load() for _, row in golden.rows(golden.read(op), "sm90")}
+    known = {row["kernel"] for op in load() for _, row in golden.read("triton", op).rows("sm90")}
     assert {*PRODUCTS, *STREAMS} <= known
 
 
 @pytest.mark.parametrize("op", load())
-@pytest.mark.parametrize("arch", [target.arch for target in golden.targets()])
+@pytest.mark.parametrize("arch", TARGETS)
 def test_what_moves_bytes_loads_16_of_them_at_once(op: str, arch: str) -> None:
     for name, _, row in _rows(op, arch):
         if row["kernel"] in STREAMS and "/odd" not in name:

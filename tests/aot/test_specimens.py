@@ -13,7 +13,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from openmythos.triton_kernels import configs
 from openmythos.triton_kernels.launch import executing
-from tests.aot import golden, records
+from tests import golden
+from tests.aot.build import Built, build
 from tests.aot.specimens import Specimen, load
 from tests.cases import check_outputs, listed
 from tests.tolerances import errors
@@ -27,7 +28,7 @@ pytestmark = [
 CASES = [pytest.param(op, specimen, id=specimen.name) for op, specimens in load().items() for specimen in specimens]
 
 
-def _difference(real: golden.Built, small: Executor) -> str:
+def _difference(real: Built, small: Executor) -> str:
     """Which code objects only one of both sizes has."""
     wanted = {row["sha256"]: f"{row['kernel']}: {row['config']}" for row in real.rows}
     found = {run.sha256: f"{run.kernel}: {run.config}" for run in small.executed}
@@ -45,7 +46,7 @@ def _pins(taken: dict[str, set[int]]) -> dict[str, int]:
 
 @pytest.mark.parametrize(("op", "specimen"), CASES)
 def test_runs_on_the_emulator(op: str, specimen: Specimen) -> None:
-    real = golden.build(specimen, GFX1151)
+    real = build(specimen, GFX1151)
     args = specimen.inputs("cpu", *specimen.small)
     executor = Executor()
     with torch.no_grad(), configs.pinned(_pins(real.taken)), executing(GFX1151, executor):
@@ -55,17 +56,19 @@ def test_runs_on_the_emulator(op: str, specimen: Specimen) -> None:
     )
     truth = check_outputs(specimen.name, found, specimen.reference, args, specimen.dtype)
     worst = max(errors(mine, true).frobenius for mine, true in zip(found, truth, strict=True))
-    records.add(
+    golden.record(
+        "triton",
         op,
-        {
-            run.sha256: {
+        [
+            {
                 "kernel": run.kernel,
                 "config": run.config,
+                "sha256": run.sha256,
                 "specimen": specimen.name,
                 "error": float(f"{worst:.1e}"),
                 "instructions": run.instructions,
                 "wmma": run.wmma,
             }
             for run in executor.executed
-        },
+        ],
     )

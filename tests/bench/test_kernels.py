@@ -35,14 +35,15 @@ def test_waves_by_hand(arch: str, registers: int, shared: int, threads: int, wav
 
 
 TABLES = {
-    "moe_streamed.json": {
-        "compilers": {"cuda": "13.0"},
+    "cpp": {
         "sm_90a": {
-            "openmythos_moe_streamed_up_bf16_rows1": {"registers": 115, "spills": 0, "shared": 1216},
-            "openmythos_moe_streamed_down_bf16_rows16": {"registers": 118, "spills": 0, "shared": 26884},
+            "moe_streamed": [
+                {"kernel": "openmythos_moe_streamed_up_bf16_rows1", "registers": 115, "spills": 0, "shared": 1216},
+                {"kernel": "openmythos_moe_streamed_down_bf16_rows16", "registers": 118, "spills": 0, "shared": 26884},
+            ],
         },
     },
-    "triton.json": {
+    "triton": {
         "sm90": {
             "one": [{"kernel": "_k", "config": "A=1 num_warps=4", "registers": 40, "spills": 0, "shared": 0}],
             "two": [{"kernel": "_k", "config": "A=2 num_warps=8", "registers": 255, "spills": 3, "shared": 65536}],
@@ -54,14 +55,15 @@ TABLES = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "tests" / "x" / "golden"
-    folder.mkdir(parents=True)
-    for name, table in TABLES.items():
-        (folder / name).write_text(json.dumps(table), encoding="utf-8")
+    for source, compiled in TABLES.items():
+        folder = tmp_path / "tests" / "golden" / source
+        folder.mkdir(parents=True)
+        table = {"compilers": {}, "compiled": compiled, "executed": []}
+        (folder / "op.json").write_text(json.dumps(table), encoding="utf-8")
     return tmp_path
 
 
-def test_both_kinds_of_table(root: Path) -> None:
+def test_tables_of_both_sources(root: Path) -> None:
     triton, down, up = kernels.kernels("sm_90a", root)
     assert up == ("openmythos_moe_streamed_up_bf16_rows1", "sm_90a", 1, 115, 0, 1216, 16, 16 * 8192)
     assert down[-2:] == (16, 16 * 4096)

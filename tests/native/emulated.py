@@ -1,20 +1,19 @@
 """Runs the gfx1151 code objects on the emulator, through the ops, the plans and the launcher, before a fake driver.
 
 Each kernel is compared with the float64 reference by the rule of tests/tolerances.py, between guards;
-`executed/OP.json` records which builds that was.
+tests/golden/cpp/OP.json records which builds that was.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
 
+from tests import golden
 from tests.cases import doubled, listed
-from tests.native import golden
 from tests.tolerances import assert_close, errors
 from tools import code_objects
 from tools import gfx1151_emulator as emulator
@@ -72,21 +71,11 @@ class Emulated:
             assert_close(f"output {index}", mine, true, other, dtype)
         worst = max((errors(a, b).frobenius for a, b in zip(found, exact, strict=True)), default=0.0)
         for kernel in self.kernels[first:]:
-            _record(self.ops[kernel], self.objects[kernel], kernel, worst, self.instructions[kernel])
+            row = {
+                "kernel": kernel,
+                "sha256": hashlib.sha256(self.objects[kernel]).hexdigest(),
+                "error": float(f"{worst:.1e}"),
+                "instructions": self.instructions[kernel],
+            }
+            golden.record("cpp", self.ops[kernel], [row])
         return found
-
-
-def _record(op: str, data: bytes, kernel: str, error: float, instructions: int) -> None:
-    """Note the run, and forget code objects that the golden table no longer has."""
-    digest = hashlib.sha256(data).hexdigest()
-    current = {row["sha256"] for row in golden.read(op).get("gfx1151", {}).values()}
-    if digest not in current:
-        return
-    with (golden.EXECUTED / f"{op}.json").open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        table = golden.read(op, golden.EXECUTED) if lock.tell() else {}
-        new = {sha: dict(kernels) for sha, kernels in table.items() if sha in current}
-        # The first run stays, so that running the tests again changes no file.
-        new.setdefault(digest, {}).setdefault(kernel, {"error": float(f"{error:.1e}"), "instructions": instructions})
-        if new != table:
-            golden.write(op, new, golden.EXECUTED)

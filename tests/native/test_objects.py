@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.native import golden
+from tests import golden
+from tests.native import build
 from tools import building, code_objects, device_code
 
 # Those in every run; the others take their time.
-QUICK = {("rms_norm", arch) for arch in golden.ARCHS} | {("loop_step", "gfx1151"), ("loop_step", "sm_90a")}
+QUICK = {("rms_norm", arch) for arch in build.ARCHS} | {("loop_step", "gfx1151"), ("loop_step", "sm_90a")}
 CASES = [
     pytest.param(op, arch, id=f"{op}-{arch}", marks=[] if (op, arch) in QUICK else [pytest.mark.slow])
     for op in device_code.ops()
-    for arch in golden.ARCHS
+    for arch in build.ARCHS
 ]
 
 
@@ -22,26 +23,23 @@ def test_compiles_to_the_golden_table(op: str, arch: str) -> None:
     if reason:
         pytest.skip(reason)
     path, said = building.device_object(op, arch)
-    found = golden.facts(op, arch)
+    found = build.rows(op, arch)
     assert "(C75" not in said, f"ptxas makes wgmma wait where the source does not: {said}"
-    assert sorted(found) == code_objects.kernels_of(path)
+    assert [row["kernel"] for row in found] == code_objects.kernels_of(path)
     assert code_objects.arch_of(path) == arch.removesuffix("a")
-    for kernel, row in found.items():
-        assert row["spills"] == 0, f"{kernel} spills {row['spills']} for {arch}"
-        assert row["shared"] <= golden.LDS_BYTES, kernel
+    for row in found:
+        assert row["spills"] == 0, f"{row['kernel']} spills {row['spills']} for {arch}"
+        assert row["shared"] <= build.LDS_BYTES, row["kernel"]
     if arch.startswith("gfx"):
         assert {kernel.wave for kernel in code_objects.amd_facts(path.read_bytes()).values()} == {32}
-    table = golden.read(op)
-    vendor = "rocm" if arch.startswith("gfx") else "cuda"
-    if table["compilers"][vendor] != golden.compiler_version(arch):
-        pytest.skip(f"the table was made by {table['compilers'][vendor]}; nothing spills here either")
-    for kernel, row in found.items():
-        assert table[arch].get(kernel) == row, f"{kernel} for {arch} changed: python -m tests.native.golden"
+    table, vendor = golden.read("cpp", op), build.vendor(arch)
+    if table.compilers[vendor] != build.compiler_version(arch):
+        pytest.skip(f"the table was made by {table.compilers[vendor]}; nothing spills here either")
+    assert found == table.compiled[arch][op], f"{op} for {arch} changed: python -m tests.golden cpp/{op}"
 
 
 def test_every_op_has_a_table_and_no_other() -> None:
-    for folder in (golden.GOLDEN, golden.EXECUTED):
-        assert sorted(path.name for path in folder.iterdir()) == [f"{op}.json" for op in device_code.ops()]
+    assert golden.ops("cpp") == device_code.ops()
 
 
 each_op = pytest.mark.parametrize("op", device_code.ops())
@@ -49,17 +47,17 @@ each_op = pytest.mark.parametrize("op", device_code.ops())
 
 @each_op
 def test_every_architecture_has_the_same_kernels(op: str) -> None:
-    table = golden.read(op)
-    assert sorted(table) == sorted(["compilers", *golden.ARCHS])
-    assert len({tuple(sorted(table[arch])) for arch in golden.ARCHS}) == 1
+    table = golden.read("cpp", op)
+    assert sorted(table.compiled) == sorted(build.ARCHS)
+    assert len({tuple(row["kernel"] for _, row in table.rows(arch)) for arch in build.ARCHS}) == 1
 
 
 @each_op
 def test_every_gfx1151_kernel_has_been_executed(op: str) -> None:
-    executed = golden.read(op, golden.EXECUTED)
-    for kernel, row in golden.read(op)["gfx1151"].items():
-        record = executed.get(row["sha256"], {}).get(kernel)
-        assert record, f"this build of {kernel} was never executed: pytest -m slow tests/native -k emulated"
+    table = golden.read("cpp", op)
+    for _, row in table.rows("gfx1151"):
+        how = "pytest -m slow tests/native -k emulated"
+        assert table.record_of(row), f"this build of {row['kernel']} was never executed: {how}"
 
 
 def test_no_include_but_ours() -> None:

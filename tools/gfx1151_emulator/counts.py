@@ -1,4 +1,4 @@
-"""What each kernel executed, as a Markdown table: `python -m tools.gfx1151_emulator.counts RECORDS.json ...`.
+"""What each kernel executed, as a Markdown table: `python -m tools.gfx1151_emulator.counts tests/golden/triton/OP.json`.
 
 One row a kernel and dtype: of its builds the one that executed the largest share of matrix instructions.
 """
@@ -11,17 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Records = dict[str, dict[str, Any]]
-
 
 def _dtype(record: dict[str, Any]) -> str:
     return record["specimen"].split("/")[-1]
 
 
-def best(found: Records) -> Iterator[dict[str, Any]]:
+def best(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The record of each (kernel, dtype) whose share of matrix instructions is largest, and then the shortest."""
     kept: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in found.values():
+    for record in found:
         key = record["kernel"], _dtype(record)
         rank = (record["wmma"] / record["instructions"], -record["instructions"])
         if key not in kept or rank > (kept[key]["wmma"] / kept[key]["instructions"], -kept[key]["instructions"]):
@@ -30,9 +28,9 @@ def best(found: Records) -> Iterator[dict[str, Any]]:
 
 
 def markdown(path: Path) -> str:
-    """The table of one file of records."""
+    """What a golden table records as executed."""
     lines = ["| kernel | specimen | instructions | WMMA | share |", "| --- | --- | ---: | ---: | ---: |"]
-    for record in best(json.loads(path.read_text(encoding="utf-8"))):
+    for record in best(json.loads(path.read_text(encoding="utf-8"))["executed"]):
         share = f"{record['wmma'] / record['instructions']:.1%}" if record["wmma"] else ""
         name = record["specimen"].removeprefix(f"{path.stem}/")
         lines.append(f"| `{record['kernel']}` | {name} | {record['instructions']:,} | {record['wmma']:,} | {share} |")

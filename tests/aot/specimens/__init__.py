@@ -2,8 +2,8 @@
 
 A file here defines SPECIMENS. The first of each function is compiled by every test run, the others by the slow one. A
 specimen has two sizes. At its real size the launchers get meta tensors, and the code objects that come out are rows of
-golden/<op>.json. At its small size they get CPU tensors of few rows, and the same code objects, byte for byte, are
-executed by the emulator of gfx1151.
+tests/golden/triton/<op>.json. At its small size they get CPU tensors of few rows, and the emulator of gfx1151 executes
+the same code objects, byte for byte.
 
 Few rows give the same code object only where the code does not know the number of rows. So in a kernel:
 
