@@ -20,6 +20,10 @@ std::string code_objects_folder() {
 std::string gpu_reason(int64_t device) { return gpu_runtime().why_not(int(device)); }
 std::string gpu_code() { return gpu_runtime().describe(); }
 
+// Raise it when the arguments of an op change; openmythos/backends/library.py expects the same number, so that a library
+// of another build is refused with a sentence.
+int64_t interface() { return 2; }
+
 }  // namespace
 
 runtime::Runtime& gpu_runtime() {
@@ -64,11 +68,13 @@ STABLE_TORCH_LIBRARY_IMPL(OPENMYTHOS_LIBRARY, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(OPENMYTHOS_LIBRARY, m) {
     m.def("gpu_reason(int device) -> str");
     m.def("gpu_code() -> str");
+    m.def("interface() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(OPENMYTHOS_LIBRARY, CompositeExplicitAutograd, m) {
     m.impl("gpu_reason", boxed<gpu_reason>);
     m.impl("gpu_code", boxed<gpu_code>);
+    m.impl("interface", boxed<interface>);
 }
 
 }  // namespace openmythos

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+# What csrc/core/run.cpp returns: it changes with the arguments of the ops.
+INTERFACE = 2
 _LIBRARY = Path(__file__).parent.parent / "_lib" / "libopenmythos_native.so"
 
 
@@ -20,8 +22,13 @@ def not_loaded() -> str | None:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
         return f"the native library does not load: {error}"
-    if not hasattr(torch.ops.openmythos_native, "loop_step_reason"):
-        return "the native library is older than this package: pip install --no-build-isolation . builds it again"
+    native = torch.ops.openmythos_native
+    found = native.interface() if hasattr(native, "interface") else 1
+    if found != INTERFACE:
+        return (
+            f"the native library has interface {found}, this package needs {INTERFACE}: "
+            "pip install --no-build-isolation . builds the library again"
+        )
     return None
 
 

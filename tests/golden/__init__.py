@@ -3,13 +3,13 @@
 One file an op, `triton/OP.json` or `cpp/OP.json`, all with the same three parts:
 
 - `compilers`: {name: version} of what compiled it;
-- `compiled`: {architecture: {specimen: rows}}. A row is a code object of Triton, or a kernel of a C++ code object. It has
-  kernel, registers, spills and shared (bytes of static shared memory), for AMD also the sha256 of the code object.
+- `compiled`: {architecture: {specimen: rows}}. A row is a code object of Triton, or a kernel of a C++ code object. It
+  has kernel, registers, spills and shared (bytes of static shared memory), for AMD the sha256 of the code object too.
   Triton's rows add config, matrix and widest_load. The C++ source of an op is one specimen with the op's name;
 - `executed`: a row for each gfx1151 kernel and sha256, with the relative error and the instructions executed.
 
-`python -m tests.golden [triton/OP | cpp/OP ...]` compiles these ops, by default all, and rewrites their tables. A change
-of a table is reviewed like a change of code. `bench/kernels.py` reads the tables too.
+`python -m tests.golden [triton/OP | cpp/OP ...]` compiles these ops, by default all, and rewrites their tables. A
+change of a table is reviewed like a change of code. `bench/kernels.py` reads the tables too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.cases.loop_step import step_args
 from tests.native import calls
+from tests.native.structs import LoopStepArgs, Matrix
 from tools.recording_driver import FakeOps
 
 NAMES = (
@@ -20,21 +21,6 @@ NAMES = (
 )
 TENSORS = [name for name in NAMES if name not in ("t", "threshold", "eps", "loop_dim")]
 HALF = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64), ("type", ctypes.c_int32), ("_", ctypes.c_int32))
-
-
-class _LoopStep(ctypes.Structure):
-    _fields_ = (
-        *((name, _Rows) for name in ("h", "e", "block_out", "h_new", "x_next", "h_out", "h_out_new")),
-        *((name, ctypes.c_void_p) for name in ("cum_p", "A", "B", "lora_down", "lora_scale", "lora_b")),
-        *((name, ctypes.c_void_p) for name in ("halt_w", "halt_b", "norm_w", "cum_p_new", "t_rows")),
-        ("n", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("d", "rank", "scale_rows", "loop_dim", "t", "aligned")),
-        *((name, ctypes.c_float) for name in ("threshold", "eps", "frequency_hi", "frequency_lo")),
-    )
 
 
 def _valid(rows: int, width: int, rank: int, dtype: torch.dtype, last: bool, own_depths: bool) -> dict[str, Any]:
@@ -89,7 +75,7 @@ def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
                 grid,
                 threads,
                 shared,
-                _LoopStep.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_LoopStep))),
+                LoopStepArgs.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(LoopStepArgs))),
             )
         )
 
@@ -108,9 +94,9 @@ def _check_launch(values: dict[str, Any], launch: tuple) -> None:
     assert params.loop_dim == values["loop_dim"]
     for name in TENSORS:
         x, found = values[name], getattr(params, name)
-        address = found.data if isinstance(found, _Rows) else found
+        address = found.data if isinstance(found, Matrix) else found
         assert (address or 0) == (0 if x is None else x.data_ptr()), name
-        if isinstance(found, _Rows) and x is not None:
+        if isinstance(found, Matrix) and x is not None:
             assert found.stride == x.stride(0), name
             assert HALF[found.type] == x.dtype, name
             if "any" not in kernel and rows > 1:

@@ -150,7 +150,7 @@ each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], id
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize(("new", "total"), [(17, 17), (100, 128), (129, 1000), (1024, 1024), (640, 4096)])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_mla_prefill(dtype: torch.dtype, new: int, total: int, causal: bool, model: tuple) -> None:
+def test_mla_decompressed(dtype: torch.dtype, new: int, total: int, causal: bool, model: tuple) -> None:
     """Ragged, with one key and none; three heads, since heads are independent of each other."""
     args = attention_inputs(4, new, total, 3, model[1], dtype)
     lengths = torch.tensor([total, total // 2, 1, 0])
@@ -163,14 +163,14 @@ def test_mla_prefill(dtype: torch.dtype, new: int, total: int, causal: bool, mod
 @each_half
 @pytest.mark.parametrize("total", [4096, 4100])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_mla_prefill_of_every_head_twice_is_equal(dtype: torch.dtype, total: int, model: tuple) -> None:
+def test_mla_decompressed_of_every_head_twice_is_equal(dtype: torch.dtype, total: int, model: tuple) -> None:
     args = _moved([*attention_inputs(2, 600, total, *model, dtype), 0.1, True, None, None])
     first, second = (_native("mla_decompressed", args) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @each_half
-def test_mla_prefill_paged(dtype: torch.dtype) -> None:
+def test_mla_decompressed_paged(dtype: torch.dtype) -> None:
     args = attention_inputs(3, 129, 400, 3, (128, 64, 512, 128), dtype)
     lengths = torch.tensor([391, 129, 5])
     pools, table = paged(args, lengths.tolist(), 16, 2**30)

@@ -1,8 +1,7 @@
-"""moe of many rows before a recording driver: five launches over scratch that holds everything, or a reason."""
+"""moe_experts of many rows before a recording driver: five launches over scratch that holds all, or a reason."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 
 import pytest
@@ -14,30 +13,23 @@ from tests.cases import randn
 from tests.cases.moe import experts
 from tests.native import calls
 from tests.native.moe_cases import SHORT, each_half, launched, spread
-from tests.native.moe_structs import NAMES, SETTINGS, MoeArgs, check_params, recorded, valid
+from tests.native.moe_checks import NAMES, SETTINGS, check_params, valid
+from tests.native.structs import MoeGroupedArgs, recorded
 from tools.recording_driver import FakeOps
 
 HALF = st.sampled_from(list(SHORT))
 AMD_TILES = 2 * 256 * 64
 
 
-class _Grouped(ctypes.Structure):
-    _fields_ = (
-        ("moe", MoeArgs),
-        *((name, ctypes.c_void_p) for name in ("tiles", "counts", "slots", "y")),
-        *((name, ctypes.c_int32) for name in ("chunk", "chunks", "tile_count", "_")),
-    )
-
-
 def _call(fake: FakeOps, values: dict) -> tuple[list[tuple], str]:
-    return recorded(fake, _Grouped, lambda: fake.ops.moe_experts(*(values[name] for name in NAMES)))
+    return recorded(fake, MoeGroupedArgs, lambda: fake.ops.moe_experts(*(values[name] for name in NAMES)))
 
 
 def _parts(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def _check_scratch(params: _Grouped) -> None:
+def _check_scratch(params: MoeGroupedArgs) -> None:
     """Its pieces follow each other, each as large as what is written to it."""
     moe, shared_rows = params.moe, params.moe.rows if params.moe.shared_count else 0
     pieces = [

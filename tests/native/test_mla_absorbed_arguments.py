@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.cases.mla_attention import attention_inputs
 from tests.native import calls
+from tests.native.structs import MlaArgs
 from tools.recording_driver import FakeOps
 
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
@@ -24,19 +25,6 @@ STRIDES = {
     **{name: ("b", "s") for name in ("latent", "k_rope")},
     **{"w_uk": ("h", "n"), "w_uv": ("h", "v")},
 }
-
-
-class _Args(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*TENSORS, "out", "lse", "seq_lens", "block_table")),
-        *((name, ctypes.c_void_p) for name in ("folded", "part", "part_lse")),
-        *((f"{name}_{axis}", ctypes.c_int64) for name in (*TENSORS, "out") for axis in STRIDES[name]),
-        ("table_b", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("b", "t", "h", "dn", "dr", "dc", "dv", "total", "page", "splits")),
-        *((name, ctypes.c_int32) for name in ("causal", "wide_lens", "wide_table", "columns")),
-        ("scale", ctypes.c_float),
-        ("type", ctypes.c_int32),
-    )
 
 
 def _valid(
@@ -80,7 +68,7 @@ def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
     launches = []
 
     def run(kernel, grid, threads, shared, stream, params):
-        copy = _Args.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Args)))
+        copy = MlaArgs.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(MlaArgs)))
         launches.append((kernel, grid, threads, shared, copy))
 
     fake.driver.reset(devices=1, multiprocessors=MULTIPROCESSORS)

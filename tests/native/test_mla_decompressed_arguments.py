@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.cases.mla_attention import attention_inputs
 from tests.native import calls
+from tests.native.structs import MlaDecompressedArgs
 from tools.recording_driver import FakeOps
 
 TENSORS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
@@ -19,18 +20,6 @@ NAMES = (*TENSORS, "scale", "causal", "seq_lens", "block_table", "out", "lse")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 # (dn, dr, dv), and two stages of their tiles on AMD: tiles of 32 keys by 32 elements, and of dv by 32 keys
 HEADS = {(64, 32, 64): 20480, (96, 32, 96): 28672, (128, 64, 128): 40960}
-
-
-class _Args(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q_nope", "q_rope", "keys", "values", "latent", "k_rope")),
-        *((name, ctypes.c_void_p) for name in ("seq_lens", "block_table", "gathered", "out", "lse")),
-        *((f"{name}_{axis}", ctypes.c_int64) for name in ("q_nope", "q_rope", "out") for axis in "bth"),
-        *((name, ctypes.c_int64) for name in ("lse_b", "latent_b", "latent_s", "k_rope_b", "k_rope_s", "table_b")),
-        *((name, ctypes.c_int32) for name in ("b", "t", "h", "dn", "dr", "dc", "dv", "total", "padded")),
-        *((name, ctypes.c_int32) for name in ("page", "causal", "wide_lens", "wide_table")),
-        ("scale", ctypes.c_float),
-    )
 
 
 def _valid(
@@ -54,7 +43,7 @@ def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
     launches = []
 
     def run(kernel, grid, threads, shared, stream, params):
-        copy = _Args.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(_Args)))
+        copy = MlaDecompressedArgs.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(MlaDecompressedArgs)))
         launches.append((kernel, grid, threads, shared, copy))
 
     fake.driver.reset(devices=1)

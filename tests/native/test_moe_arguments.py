@@ -1,8 +1,7 @@
-"""moe_route and moe before a recording driver: a call launches what its tensors say, or says why not."""
+"""moe_route and moe_experts before a recording driver: a call launches what its tensors say, or says why not."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import pytest
@@ -14,17 +13,8 @@ from tests.cases import randn, strided
 from tests.cases.moe import experts
 from tests.native import calls
 from tests.native.moe_cases import launched
-from tests.native.moe_structs import (
-    HALF,
-    NAMES,
-    SETTINGS,
-    SHARED,
-    Matrix,
-    MoeArgs,
-    check_params,
-    recorded,
-    valid,
-)
+from tests.native.moe_checks import HALF, NAMES, SETTINGS, SHARED, check_params, valid
+from tests.native.structs import MoeExpertsArgs, MoeRouteArgs, recorded
 from tools.recording_driver import FakeOps
 
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -32,17 +22,8 @@ SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 BLOCKS = {"rows1": (16, 4, 256, 256), "vectors": (8, 2, 256, 256), "tiles": (16, 16, 128, 512)}
 
 
-class _Route(ctypes.Structure):
-    _fields_ = (
-        ("logits", Matrix),
-        *((name, ctypes.c_void_p) for name in ("bias", "ids", "counts", "weights")),
-        *((name, ctypes.c_int64) for name in ("ids_stride", "weights_stride")),
-        *((name, ctypes.c_int32) for name in ("rows", "experts", "k", "rows_per_block", "add_counts", "_")),
-    )
-
-
 def _call(fake: FakeOps, values: dict[str, Any]) -> tuple[list[tuple], str]:
-    return recorded(fake, MoeArgs, lambda: fake.ops.moe_experts(*(values[name] for name in NAMES)))
+    return recorded(fake, MoeExpertsArgs, lambda: fake.ops.moe_experts(*(values[name] for name in NAMES)))
 
 
 def _changed(draw: st.DrawFn, x: torch.Tensor) -> torch.Tensor:
@@ -175,7 +156,9 @@ def test_route_launches(fake_ops: FakeOps, e: int, kernel: int, rows: int, block
     logits, bias = strided(randn(rows, e, dtype=torch.float16)), randn(e)
     ids, weights = torch.zeros(rows, 1, dtype=torch.int32), torch.zeros(rows, 3)[:, :1]
     counts = torch.full((e,), 7, dtype=torch.int32)
-    launches, error = recorded(fake_ops, _Route, lambda: fake_ops.ops.moe_route(logits, bias, 1, ids, weights, counts))
+    launches, error = recorded(
+        fake_ops, MoeRouteArgs, lambda: fake_ops.ops.moe_route(logits, bias, 1, ids, weights, counts)
+    )
     assert not error
     ((name, grid, threads, shared, stream, params),) = launches
     assert (name, grid, threads) == (
@@ -203,7 +186,7 @@ def test_route_launches(fake_ops: FakeOps, e: int, kernel: int, rows: int, block
     ],
 )
 def test_route_sentences(fake_ops: FakeOps, shape: tuple[int, int], k: int, said: str) -> None:
-    launches, error = recorded(fake_ops, _Route, lambda: calls.moe_route(torch.zeros(shape), None, k))
+    launches, error = recorded(fake_ops, MoeRouteArgs, lambda: calls.moe_route(torch.zeros(shape), None, k))
     assert said in error
     assert not launches
 
@@ -212,7 +195,9 @@ def test_more_rows_than_route_has_threads(fake_ops: FakeOps) -> None:
     """Rows that are all the same memory."""
     logits, ids, weights = (torch.zeros(1, dtype=kind).expand(2**27, 1) for kind in (HALF[2], torch.int32, HALF[0]))
     counts = torch.zeros(1, dtype=torch.int32)
-    launches, error = recorded(fake_ops, _Route, lambda: fake_ops.ops.moe_route(logits, None, 1, ids, weights, counts))
+    launches, error = recorded(
+        fake_ops, MoeRouteArgs, lambda: fake_ops.ops.moe_route(logits, None, 1, ids, weights, counts)
+    )
     assert "logits has 134217728 rows, expected fewer than 2^27" in error
     assert not launches
     assert "fewer than 2^27" in calls.reason("moe_route", logits, None, 1)

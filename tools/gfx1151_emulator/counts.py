@@ -1,6 +1,6 @@
-"""What each kernel executed, as a Markdown table: `python -m tools.gfx1151_emulator.counts tests/golden/triton/OP.json`.
+"""Instructions that each kernel executed: `python -m tools.gfx1151_emulator.counts tests/golden/triton/OP.json`.
 
-One row a kernel and dtype: of its builds the one that executed the largest share of matrix instructions.
+Prints a Markdown table with a row for each kernel and dtype: its build with the largest share of matrix instructions.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from openmythos.triton_kernels.launch import Target
 OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "maxnreg")
 # A block has 99 KB of shared memory there, on sm80 163: no more than so much of sm80's tiles fits.
 SMALL_SHARED = ("sm86", "sm89", "sm120", "sm121")
-SMALL_STAGES, SMALL_DECODE_ROWS = 2, 32
+SMALL_STAGES, SMALL_ABSORBED_ROWS = 2, 32
 
 _recorded: ContextVar[dict[str, set[int]] | None] = ContextVar("openmythos_triton_recorded", default=None)
 _pinned: ContextVar[Mapping[str, int] | None] = ContextVar("openmythos_triton_pinned", default=None)
@@ -64,7 +64,7 @@ def _entry(arch: str, kernel: str, index: int) -> Config:
     """An entry of the file that `arch` takes, made to fit `arch`."""
     chosen = {name: value for name, value in _table(nearest(arch))[kernel][index].items() if name != "at_most"}
     if arch in SMALL_SHARED:
-        most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_DECODE_ROWS} if kernel == "mla_decode" else {})
+        most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_ABSORBED_ROWS} if kernel == "mla_absorbed" else {})
         chosen |= {name: min(chosen[name], bound) for name, bound in most.items() if name in chosen}
     options = {name: chosen.pop(name) for name in OPTIONS if name in chosen}
     return Config(chosen, options)

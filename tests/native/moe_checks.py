@@ -1,9 +1,7 @@
-"""Arguments of the experts' native ops, the structs that their kernels are launched with, and what both must say."""
+"""Arguments of the C++ op moe_experts, and what the struct that its kernels are launched with must say of them."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,54 +9,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.cases import randn
 from tests.cases.moe import experts
-from tools.recording_driver import FakeOps
+from tests.native.structs import MoeExpertsArgs
 
 HALF = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("x", "ids", "weights", "gate_up", "down", "shared_gate", "shared_up", "shared_down", "out")
 SHARED = NAMES[5:8]
-
-
-class Matrix(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64), ("type", ctypes.c_int32), ("_", ctypes.c_int32))
-
-
-class MoeShared(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("gate", "up", "down")),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("gate", "up", "down")),
-        *((name, ctypes.c_int32) for name in ("width", "column", "end_block", "_")),
-    )
-
-
-class MoeArgs(ctypes.Structure):
-    _fields_ = (
-        ("x", Matrix),
-        ("out", Matrix),
-        *((name, ctypes.c_void_p) for name in ("gate_up", "down", "act", "ids", "weights")),
-        *((name, ctypes.c_int64) for name in ("ids_stride", "weights_stride")),
-        ("gate_up_strides", ctypes.c_int64 * 3),
-        ("down_strides", ctypes.c_int64 * 2),
-        *((name, ctypes.c_int32) for name in ("ids_bytes", "rows", "k", "slots", "experts", "d", "width")),
-        *((name, ctypes.c_int32) for name in ("shared_width", "shared_count", "shared_blocks")),
-        *((name, ctypes.c_int32) for name in ("hidden_per_block", "aligned")),
-        ("shared", MoeShared * 16),
-    )
-
-
-def recorded(fake: FakeOps, kind: type[ctypes.Structure], call: Callable[[], object]) -> tuple[list[tuple], str]:
-    """(kernel, grid, threads, shared, stream, params) of every launch, and the error."""
-    launches = []
-
-    def run(kernel, *facts):
-        *grid, params = facts
-        launches.append((kernel, *grid, kind.from_buffer_copy(ctypes.string_at(params, ctypes.sizeof(kind)))))
-
-    with fake.driver.running(run):
-        try:
-            call()
-        except RuntimeError as error:
-            return launches, str(error).splitlines()[0]
-    return launches, ""
 
 
 def valid(size: tuple[int, ...], widths: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -79,7 +34,7 @@ def _data(x: torch.Tensor, *strides: int) -> bool:
     return all(stride * x.element_size() % 16 == 0 for stride in strides) and x.data_ptr() % 16 == 0
 
 
-def check_params(values: dict[str, Any], params: MoeArgs) -> None:
+def check_params(values: dict[str, Any], params: MoeExpertsArgs) -> None:
     x, ids, weights, gate_up, down = (values[name] for name in NAMES[:5])
     rows, k = ids.shape
     experts_, _, width, d = gate_up.shape

@@ -37,7 +37,7 @@ def check(fake: FakeOps, hopper: bool, args: list, tail: tuple) -> None:
 @each_dtype
 @each_kind
 @each_head
-def test_mla_prefill(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple) -> None:
+def test_mla_decompressed(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple) -> None:
     """Two blocks of queries after a cached prefix, the last with one row; the second sequence is shorter than them."""
     args = attention_inputs(2, 129, 150, 1, dims, dtype)
     args[2][1, 70:] = float("nan")
