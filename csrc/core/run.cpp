@@ -20,8 +20,8 @@ std::string code_objects_folder() {
 std::string gpu_reason(int64_t device) { return gpu_runtime().why_not(int(device)); }
 std::string gpu_code() { return gpu_runtime().describe(); }
 
-// Raise it when the arguments of an op change; openmythos/backends/library.py expects the same number, so that a library
-// of another build is refused with a sentence.
+// Raise it when the arguments of an op change; openmythos/backends/library.py expects the same number, so that a
+// library of another build is refused with a sentence.
 int64_t interface() { return 2; }
 
 }  // namespace

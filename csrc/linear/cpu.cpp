@@ -1,4 +1,5 @@
 #include "cpu.h"
+#include "scratch.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 

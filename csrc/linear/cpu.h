@@ -1,6 +1,7 @@
 #pragma once
 
 #include "gemm.h"
+#include "tasks.h"
 
 // out (tokens, O) = A W^T for tokens that are already packed: the whole of `linear` and the last half of a SwiGLU.
 

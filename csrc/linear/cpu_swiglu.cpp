@@ -1,5 +1,6 @@
 #include "../moe/cpu_hidden.h"
 #include "cpu.h"
+#include "scratch.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 

@@ -1,4 +1,5 @@
-#include "vec.h"
+#include "scratch.h"
+#include "tasks.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -12,7 +13,7 @@ struct Row {
     OPENMYTHOS_INLINE_MEMBER vec get(int64_t i, int64_t n) const { return load_upto(p + i, n); }
     OPENMYTHOS_INLINE_MEMBER void put(int64_t i, vec x, int64_t n) const { store_upto(p + i, x, n); }
     OPENMYTHOS_INLINE_MEMBER void put_streaming(int64_t i, vec x) const { stream(p + i, x); }
-    // The same columns some rows further on, wanted soon.
+    // Prefetches the same columns, `ahead` elements further on.
     OPENMYTHOS_INLINE_MEMBER void ask(int64_t i, int64_t ahead) const {
         _mm_prefetch((const char*)(p + i + ahead), _MM_HINT_T1);
         if (sizeof(T) * VL == 64) _mm_prefetch((const char*)(p + i + VL + ahead), _MM_HINT_T1);
@@ -55,7 +56,7 @@ void embed(const LoopStepArgs& args, const double* frequency, int64_t t, float* 
     }
 }
 
-// Outputs that no one reads soon and that are not in cache already skip the read that a normal store begins with.
+// Large outputs bypass the cache: a normal store would first read each line. In-place outputs are in cache already.
 bool streams(const LoopStepArgs& args, const Matrix& out, const Matrix& source) {
     if (!out.data || out.data == source.data || args.n * int64_t(args.d) < (1 << 20) || int64_t(args.d) % VL)
         return false;

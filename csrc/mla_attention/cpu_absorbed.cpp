@@ -1,5 +1,7 @@
 #include "cpu_fold.h"
 #include "cpu_softmax.h"
+#include "scratch.h"
+#include "tasks.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -7,8 +9,8 @@ namespace {
 
 constexpr int64_t BATCH_BYTES = int64_t(64) << 20;
 
-// Every (token, head) is a query row of width dc + dr against one shared key, the latent row itself. Few rows are
-// spread over the threads by splitting the keys; the parts are merged exactly.
+// Every (token, head) is a query row of width dc + dr. All share one key and value head, the latent row. With few query
+// rows the keys are split over the threads, and the partial results merged exactly.
 template <class T>
 struct Absorbed {
     const MlaArgs& args;
@@ -140,7 +142,7 @@ struct Absorbed {
     }
 };
 
-// Parts that attention is cut into where the batch gives fewer: whatever the threads, so that they do not change
+// Attention is split into at least this many parts. The number of threads plays no role, so that it does not change
 // results.
 constexpr int64_t PARTS = 16;
 
@@ -184,8 +186,8 @@ void run(const Threads& threads, const MlaArgs& args) {
             a.fold_queries(b + slot, slot, h, tile * TILE, reinterpret_cast<float*>(own),
                            reinterpret_cast<float*>(own + packed_bytes));
         });
-        // Row blocks write up to 8 rows past their own end, which is the start of the next: in order inside one task,
-        // and TILE is a multiple of 8, so only the last block of a split has such rows.
+        // A block of rows writes up to 8 rows past its end. Inside a task the next block overwrites them, and TILE is a
+        // multiple of 8, so that only the last block of a split leaves such rows, in the padding.
         for_tasks(threads, count * parts, [&](int64_t task, int64_t worker) {
             int64_t slot = task / parts, part = task % parts;
             a.attend(b + slot, slot, part / a.splits, part % a.splits, scratch + worker * per_worker);

@@ -1,4 +1,6 @@
 #include "cpu_softmax.h"
+#include "scratch.h"
+#include "tasks.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 

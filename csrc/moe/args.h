@@ -58,7 +58,7 @@ struct ExpertWeights {
     Matrix gate, up, down;
 };
 
-// The one place that knows where a routed expert's matrices are.
+// The addresses of a routed expert's matrices; nothing else computes them.
 __attribute__((always_inline)) static inline ExpertWeights expert_weights(const MoeExpertsArgs& p, int64_t expert) {
     const int64_t size = size_of(p.x.type);
     char* gate = static_cast<char*>(const_cast<void*>(p.gate_up)) + expert * p.gate_up_strides[0] * size;

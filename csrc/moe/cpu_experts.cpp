@@ -1,12 +1,13 @@
 #include "../linear/cpu.h"
 #include "cpu_hidden.h"
+#include "scratch.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Rows of one chunk bound the scratch memory; by then every expert has enough rows to be limited by arithmetic.
+// Bounds the scratch memory. With this many rows every expert is bound by arithmetic, so that chunks cost no speed.
 constexpr int64_t CHUNK_TOKENS = 4096;
 
-// Tokens of one chunk sorted by expert, in the order of (expert, token, slot).
+// The slots of one chunk in the order of (expert, token, slot).
 struct Sorted {
     int32_t* token;
     float* weight;
@@ -88,8 +89,8 @@ static void add_experts(const Hidden<T>& hidden, const Sorted& sorted, int64_t f
     }
 }
 
-// Blocks of output channels. Routed and shared experts have a sum each, so that every other block can take the shared
-// ones first: while one worker waits for the memory of routed weights another one multiplies.
+// Blocks of output channels. Routed and shared experts are summed apart, so that every other block can start with the
+// shared ones: one worker is bound by memory, on routed weights, while another one is bound by arithmetic.
 template <class T>
 static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t routed, const Sorted& sorted,
                     int64_t tokens, T* out, int64_t ld_out, int64_t groups, float* scratch) {
@@ -148,7 +149,8 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     Sorted sorted{};
     ScratchLayout layout;
     int64_t routed_rows = n * k, rows = routed_rows + (slices ? n : 0);
-    // Every expert can round up one group; the exact number is known only after sorting, which itself needs memory.
+    // Upper bounds, since the exact numbers need the sorted slots and sorting needs this memory: every expert may round
+    // up to one more group.
     int64_t most_experts = min_of(routed_rows, int64_t(args.experts));
     int64_t most_groups = min_of(routed_rows / VL + most_experts, 2 * routed_rows / (DOT_REST + 1));
     int64_t most_rest = min_of(routed_rows, most_experts * DOT_REST);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "gemm.h"
+#include "tasks.h"
 
 // The first half of a SwiGLU, H = silu(X gate^T) * (X up^T), for a list of experts that each own a run of rows. A dense
 // SwiGLU is one expert that owns every row.

@@ -1,4 +1,4 @@
-#include "vec.h"
+#include "tasks.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 

@@ -1,4 +1,4 @@
-#include "vec.h"
+#include "tasks.h"
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -24,7 +24,7 @@ static void rotate_token(const RopeArgs& args, int64_t token) {
         }
 }
 
-// A token is less work than handing it to a thread.
+// Tokens of one task: a single token costs less than the queue.
 constexpr int64_t TOKENS = 32;
 
 template <class T>

@@ -58,7 +58,7 @@ public:
         }
         if (found.arch.empty()) throw DriverError("hipGetDevicePropertiesR0600 names no gfx architecture");
         std::memcpy(&found.multiprocessors, &properties[MULTIPROCESSORS_OFFSET], sizeof(int));
-        // An implausible count must not stop us: it only decides how work is split.
+        // An implausible count is no error: it only decides how work is split.
         if (found.multiprocessors < 1 || found.multiprocessors > 4096) found.multiprocessors = 32;
         return found;
     }

@@ -155,8 +155,8 @@ OPENMYTHOS_INLINE void dot_tile_upto(int64_t m, const T* const* a, const T* cons
     }
 }
 
-// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens. `after` is read next, if anything is known to
-// be.
+// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens. `after`: the weights that are read next, or
+// null.
 template <class T, class Row>
 static void gemm_dot(const T* const* a, int64_t m, const Row& row, int64_t n, int64_t k, float* c, int64_t ldc,
                      const T* after = nullptr) {
