@@ -24,7 +24,7 @@ static void rotate_token(const RopeArgs& args, int64_t token) {
         }
 }
 
-// A token is less work than handing it to a thread.
+// A single token is less work than scheduling a task.
 constexpr int64_t TOKENS = 32;
 
 template <class T>

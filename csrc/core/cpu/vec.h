@@ -82,7 +82,7 @@ OPENMYTHOS_INLINE void stream(bf16* p, vec x) { _mm256_stream_si256((__m256i*)p,
 
 OPENMYTHOS_INLINE float sum(vec x) { return _mm512_reduce_add_ps(x); }
 
-// The four sums, in order.
+// {sum(a), sum(b), sum(c), sum(d)}.
 OPENMYTHOS_INLINE __m128 sum4(vec a, vec b, vec c, vec d) {
     vec ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
     vec cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
@@ -207,7 +207,7 @@ OPENMYTHOS_INLINE float exp(float x) {
     return y[0];
 }
 
-// Runs body(task, worker) for every task; workers take the next one when they are free.
+// Runs body(task, worker) for every task; a free worker takes the next one.
 template <class Body>
 static void for_tasks(const Threads& threads, int64_t tasks, const Body& body) {
     struct Queue {
@@ -225,11 +225,12 @@ static void for_tasks(const Threads& threads, int64_t tasks, const Body& body) {
         &queue);
 }
 
-// for_tasks whose odd workers begin at the far end, so that two kinds of tasks, one kind first, run side by side.
+// for_tasks, except that odd workers take tasks from the end: with memory-bound tasks at one end and compute-bound ones
+// at the other, both kinds run at the same time.
 template <class Body>
 static void for_tasks_from_both_ends(const Threads& threads, int64_t tasks, const Body& body) {
     struct Queue {
-        uint64_t taken;  // from the near end in the low half, from the far end in the high one
+        uint64_t taken;  // tasks from the start in the low half, from the end in the high half
         int64_t tasks;
         const Body* body;
     } queue{0, tasks, &body};
@@ -252,7 +253,8 @@ static void for_tasks_from_both_ends(const Threads& threads, int64_t tasks, cons
         &queue);
 }
 
-// Divides one scratch block into aligned arrays; the first pass, without a base, only measures.
+// Divides one scratch block into aligned arrays. Without a base it only measures: run once to size the block, then
+// again.
 struct ScratchLayout {
     char* base = nullptr;
     int64_t used = 0;
