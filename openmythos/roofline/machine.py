@@ -39,7 +39,7 @@ class Machine:
         return self.flops[dtype]
 
     def floor(self, cost: Cost, dtype: str) -> float:
-        """The fewest seconds possible: the longer of moving the bytes and doing the FLOPs."""
+        """The minimum time in seconds: the larger of moving the bytes and doing the FLOPs."""
         return max(cost.bytes / self.bandwidth, cost.flops / self.rate(dtype))
 
     def bound(self, cost: Cost, dtype: str) -> str:
