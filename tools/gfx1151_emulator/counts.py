@@ -1,6 +1,8 @@
-"""What each kernel executed, as a Markdown table: `python -m tools.gfx1151_emulator.counts RECORDS.json ...`.
+"""The instructions that each kernel executed, as a Markdown table.
 
-One row a kernel and dtype: of its builds the one that executed the largest share of matrix instructions.
+    python -m tools.gfx1151_emulator.counts RECORDS.json ...
+
+One line per kernel and dtype, for the build that executed the largest fraction of matrix instructions.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ def _dtype(record: dict[str, Any]) -> str:
 
 
 def best(found: Records) -> Iterator[dict[str, Any]]:
-    """The record of each (kernel, dtype) whose share of matrix instructions is largest, and then the shortest."""
+    """For each (kernel, dtype) the record with the largest fraction of matrix instructions, then the shortest."""
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     for record in found.values():
         key = record["kernel"], _dtype(record)
