@@ -1,5 +1,5 @@
-// Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, instructions replaced by their definitions,
-// and compares with a plain product. The depth is not a multiple of a tile's.
+// Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, with instructions replaced by their
+// definitions, and compares with a plain product. K is not a multiple of the tile's.
 
 #include "shim.h"
 

@@ -1,7 +1,7 @@
-"""Runs the gfx1151 code objects on the emulator, through the ops, the plans and the launcher, before a fake driver.
+"""Runs the gfx1151 code objects on the emulator, through the ops, the plans, the launcher and a fake driver.
 
-Each kernel is compared with the float64 reference by the rule of tests/tolerances.py, between guards;
-`executed/OP.json` records which builds that was.
+Each kernel runs between guards and is compared with the float64 reference under tests/tolerances.py;
+`executed/OP.json` records the builds that ran.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GUARD = 64
 
 
 def _guarded(x: object, buffers: list[torch.Tensor]) -> object:
-    """The tensor within a buffer whose other elements are NaN, aligned as before."""
+    """The tensor inside a buffer whose other elements are NaN, with the same alignment."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or not x.is_contiguous() or x.numel() == 0:
         return x
     buffer = torch.full((x.numel() + 2 * GUARD,), float("nan"), dtype=x.dtype)
@@ -64,7 +64,7 @@ class Emulated:
     def check(
         self, function: Callable, truth: Callable, args: Sequence[object], dtypes: Sequence[torch.dtype]
     ) -> list[torch.Tensor]:
-        """Hold every output to the rule in its dtype, and record the kernels with the worst error."""
+        """Check every output against the tolerances of its dtype, and record the kernels with the largest error."""
         first = len(self.kernels)
         found = self.call(function, args)
         exact, plain = listed(truth(*doubled(args))), listed(truth(*args))
@@ -77,7 +77,7 @@ class Emulated:
 
 
 def _record(op: str, data: bytes, kernel: str, error: float, instructions: int) -> None:
-    """Note the run, and forget code objects that the golden table no longer has."""
+    """Record the run, and drop code objects that the golden table no longer has."""
     digest = hashlib.sha256(data).hexdigest()
     current = {row["sha256"] for row in golden.read(op).get("gfx1151", {}).values()}
     if digest not in current:
@@ -86,7 +86,7 @@ def _record(op: str, data: bytes, kernel: str, error: float, instructions: int) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         table = golden.read(op, golden.EXECUTED) if lock.tell() else {}
         new = {sha: dict(kernels) for sha, kernels in table.items() if sha in current}
-        # The first run stays, so that running the tests again changes no file.
+        # Keep the first run, so that running the tests again changes no file.
         new.setdefault(digest, {}).setdefault(kernel, {"error": float(f"{error:.1e}"), "instructions": instructions})
         if new != table:
             golden.write(op, new, golden.EXECUTED)

@@ -1,4 +1,4 @@
-// Runs mma_vectors of core/gpu/cuda/mma.h lane after lane, with the instruction replaced by its definition in the PTX
+// Runs mma_vectors of core/gpu/cuda/mma.h lane by lane, with the instruction replaced by its definition in the PTX
 // manual (m16n8k16, figures of the fragments), and compares with a plain product.
 
 #include <cmath>
@@ -23,7 +23,7 @@ T __shfl_xor_sync(unsigned, T x, int) {
     return x;
 }
 
-// What each lane gave to each instruction, in the order of the calls.
+// The operands of each instruction by lane, in the order of the calls.
 struct Given {
     float* c;
     uint32_t a[4], b[2];

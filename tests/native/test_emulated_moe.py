@@ -1,4 +1,4 @@
-"""moe_route, moe_experts and moe of few rows as gfx1151 code on the emulator; see emulated.py."""
+"""moe_route and moe_experts of few rows as gfx1151 code on the emulator; see emulated.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the Triton kernels of mla_attention have: segments of long contexts, counts of shares, refusals."""
+"""Only for the Triton kernels of mla_attention: segments of long contexts, the number of splits, refusals."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_segments_times_shares_stay_within_the_combination(
 
 
 def test_a_key_more_than_the_segments_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 tiles of 32 keys and one key: tiles two by two, not 65 segments."""
+    """64 tiles of 32 keys and one key: segments of two tiles, not 65 segments."""
     from openmythos.triton_kernels.mla_attention import absorbed, absorbed_wide
 
     monkeypatch.setattr(absorbed_wide, "WORKSPACE", 1)
@@ -118,7 +118,7 @@ def test_a_segment_of_keys_and_values_has_less_than_2_gib() -> None:
 
 
 def apart(x: torch.Tensor, axis: int, distance: int) -> torch.Tensor:
-    """x with `distance` elements from one index of an axis to the next; the memory between is never touched."""
+    """x with a stride of `distance` elements along an axis; the memory between is never touched."""
     strides = list(x.stride())
     strides[axis] = distance
     span = sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)) + 1
