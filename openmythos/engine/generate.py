@@ -108,7 +108,7 @@ def generate(
     input_ids integers (B, T) -> (B, T + new) with new <= max_new_tokens. The same seed and logits give
     upstream's samples. temperature 0 is greedy; top_k 0 (or above the vocabulary) samples from all. With
     eos_token_id a row that has produced it repeats it, and generation ends when every row has. `generator`
-    seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off whatever the model's mode.
+    seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off in any mode of the model.
 
     With `graph` every token after the first is one replay of a captured CUDA or HIP graph (`DecodeStep`),
     and room for all tokens is allocated at once. None uses a graph if possible; otherwise the reason from

@@ -18,7 +18,7 @@ from openmythos.ops.moe import sample as moe
 from openmythos.ops.rms_norm import cost as rms_norm_cost
 from openmythos.ops.rms_norm import sample as rms_norm
 
-# the residual stream, whatever the dtype of the weights
+# the residual stream, for any dtype of the weights
 STREAM = torch.float32
 # the counts read shapes and dtypes only
 DEVICE = "meta"

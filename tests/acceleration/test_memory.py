@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SLACK_MB = 40
 
 
-# Library pages that the kernel drops during a step look like memory of the step, so a test fails only if all attempts do.
+# Library pages that the kernel drops during a step look like memory of the step: a test fails if all attempts do.
 ATTEMPTS = 3
 
 

@@ -30,7 +30,7 @@ def test_every_op_ends_with_the_reference() -> None:
         assert listed[-1].supports(()) is None
 
 
-def test_the_first_row_that_can_serves() -> None:
+def test_the_first_entry_that_supports_the_call_serves_it() -> None:
     first = next(entry for entry in dispatch.entries("rms_norm", "cpu") if entry.supports(CALL) is None)
     with dispatch.record() as counts:
         call()
@@ -105,7 +105,7 @@ def test_environment_variable(value: str, code: int, message: str) -> None:
 
 @pytest.mark.skipif(library.missing() is not None, reason=f"no native library: {library.missing()}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_native_kernels_serve_the_model(dtype: torch.dtype) -> None:
+def test_the_cpp_kernels_serve_the_model(dtype: torch.dtype) -> None:
     """An entry that wrongly refuses calls would leave its kernels untested."""
     from tests.models import small_model, tokens
 

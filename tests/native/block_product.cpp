@@ -40,7 +40,7 @@ static void multiply_blocks() {
 }
 
 int main() {
-    // Small whole numbers: exact in bf16, and in every order of summation.
+    // Small integers: exact in bf16, and in every order of summation.
     unsigned state = 1;
     for (auto& row : operands)
         for (uint16_t& x : row) state = state * 1664525 + 1013904223, x = host::to_bf16(float(int(state >> 28) - 8));

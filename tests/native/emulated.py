@@ -34,7 +34,7 @@ def _guarded(x: object, buffers: list[torch.Tensor]) -> object:
 
 
 class Emulated:
-    """Runs calls of `openmythos.backends.calls` on the emulator; `kernels` lists what was launched."""
+    """Runs calls of `tests.native.calls` on the emulator; `kernels` lists what was launched."""
 
     def __init__(self, fake: FakeOps) -> None:
         self.fake, self.kernels, self.instructions = fake, [], {}

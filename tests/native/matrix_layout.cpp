@@ -52,7 +52,7 @@ static float a_of(size_t call, int row, int k) {
 static float b_of(size_t call, int k, int n) { return half(given[n * 4 + k % 8 / 2][call].b[k / 8], k % 2); }
 
 int main() {
-    // Small whole numbers: exact in bf16, and in every order of summation.
+    // Small integers: exact in bf16, and in every order of summation.
     float a[16][VECTOR_K], b[16][VECTOR_K];
     unsigned state = 1;
     for (auto* matrix : {&a, &b})

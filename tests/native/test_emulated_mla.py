@@ -114,7 +114,7 @@ def test_pages_further_apart_than_32_bits_tell(emulated: Emulated, dtype: torch.
     assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
 
 
-def test_many_shares(emulated: Emulated) -> None:
+def test_many_splits(emulated: Emulated) -> None:
     """More splits than a wave has lanes, and the combination of a single token, whose threads share them."""
     args = attention_inputs(1, 1, 2500, 2, WIDTHS[256], torch.bfloat16)
     emulated.fake.driver.reset(devices=1, multiprocessors=64)

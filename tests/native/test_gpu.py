@@ -93,7 +93,7 @@ def _check_moe(args: list[torch.Tensor], dtype: torch.dtype) -> None:
 
 @each_half
 @pytest.mark.parametrize("name", SIZES)
-def test_moe_of_many_rows(dtype: torch.dtype, name: str) -> None:
+def test_moe_experts_of_many_rows(dtype: torch.dtype, name: str) -> None:
     _check_moe(case(name, dtype), dtype)
 
 
@@ -103,7 +103,7 @@ def test_moe_of_many_rows(dtype: torch.dtype, name: str) -> None:
     ("d", "i", "e", "k", "widths"),
     [(2048, 2048, 16, 4, (8192, 8192)), (1000, 1416, 64, 6, ()), (264, 40, 4, 4, (8,) * 16)],
 )
-def test_moe_of_many_wide_rows(
+def test_moe_experts_of_many_wide_rows(
     dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths: tuple[int, ...]
 ) -> None:
     _check_moe(with_shared(experts(n, d, i, e, k, dtype), *widths), dtype)

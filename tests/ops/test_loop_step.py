@@ -257,7 +257,7 @@ def _public(*args: object) -> tuple[torch.Tensor, ...]:
     return ops.loop_step(*args[:5], LoopParams(*args[5:13]), loop, threshold=threshold, eps=eps, loop_dim=loop_dim)
 
 
-def test_a_strided_cum_p_goes_to_a_row_that_reads_it() -> None:
+def test_a_strided_cum_p_goes_to_a_backend_that_reads_it() -> None:
     args = step_args(9, 97, 3, 1)
     args[4] = torch.stack([args[4]] * 2, 1)[:, 0]
     with torch.no_grad():

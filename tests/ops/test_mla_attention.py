@@ -71,7 +71,7 @@ def test_dimensions_of_the_models(entry: Entry, dtype: torch.dtype, form: str, m
 @each_form
 @each_dtype
 @pytest.mark.parametrize("dc", [40, 521], ids=["narrow", "wide"])
-def test_many_shares_of_the_keys(entry: Entry, dtype: torch.dtype, dc: int) -> None:
+def test_many_splits_of_the_keys(entry: Entry, dtype: torch.dtype, dc: int) -> None:
     """1000 keys in several splits, many of which are empty for the shorter sequences."""
     args = attention_inputs(4, 1, 1000, 3, (16, 8, dc, 24), dtype)
     lengths = torch.tensor([1000, 257, 5, 0], dtype=torch.int32)

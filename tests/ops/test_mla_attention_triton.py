@@ -72,7 +72,7 @@ ARCHS = pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx1151"])
 
 @ARCHS
 @each_dtype
-def test_segments_times_shares_stay_within_the_combination(
+def test_segments_times_splits_stay_within_the_combination(
     monkeypatch: pytest.MonkeyPatch, arch: str, dtype: torch.dtype
 ) -> None:
     from openmythos.triton_kernels.mla_attention import absorbed_wide
@@ -82,8 +82,8 @@ def test_segments_times_shares_stay_within_the_combination(
     for total in (1, 63, 64, 65, 1023, 1025, 2048, 2049, 4095, 8191, 8193, 1_000_003):
         args = meta_inputs(1, 1, total, 1, (16, 16, 1024, 16), dtype)
         found = launched(arch, "absorbed", *args, 0.2, True)
-        shares = next(run.args[0].shape[1] for run in found if run.kernel.__name__ == "_mla_combine_kernel")
-        assert 1 <= shares <= MAX_SPLITS, total
+        splits = next(run.args[0].shape[1] for run in found if run.kernel.__name__ == "_mla_combine_kernel")
+        assert 1 <= splits <= MAX_SPLITS, total
         assert all(min(run.grid) > 0 for run in found), total
 
 
@@ -176,7 +176,7 @@ def test_weights_that_are_not_halves_of_one_tensor(form: str) -> None:
         assert torch.equal(mine, other)
 
 
-def test_shares_depend_on_shapes_only() -> None:
+def test_splits_depend_on_shapes_only() -> None:
     from openmythos.triton_kernels.mla_attention.tiles import MAX_SPLITS, split_count
 
     assert split_count(1, 4096, 264, 128) == 32

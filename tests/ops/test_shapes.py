@@ -94,5 +94,5 @@ def test_loop_step(n: int, d: int, r: int, t: int, dtype: torch.dtype, last: boo
 
 
 @pytest.mark.parametrize("op", ["rms_norm_add", "linear", "moe_route", "moe_experts", "mla_absorbed", "loop_step"])
-def test_some_row_serves_every_op(op: str) -> None:
+def test_some_entry_serves_every_op(op: str) -> None:
     assert dispatch.entries(op, "cpu")[-1].name == "reference"

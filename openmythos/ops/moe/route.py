@@ -13,7 +13,7 @@ from openmythos.ops.precision import wide
 
 
 class MoeRoute(NamedTuple):
-    """logits (N, E), bias (E) or None, k experts a row."""
+    """logits (N, E), bias (E) or None, k experts per row."""
 
     logits: torch.Tensor
     bias: torch.Tensor | None
