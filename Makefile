@@ -1,7 +1,7 @@
-# Everything runs in .venv, which is made when it is first needed. Variables: PYTHON (the interpreter to make it with),
+# Everything runs in .venv, which is created when first needed. Variables: PYTHON (the interpreter that creates it),
 # TORCH (the torch to install), VENV (the folder), SIZE (small: a demo of half a minute), OUT (the demo's folder); for
 # bench-compare BASE (the revision to compare with), THRESHOLD (percent), ONLY (one bench file), PLANT (1.15: slow this
-# tree down by 15%, to see it caught); for new-op NAME; for wheel-rocm ROCM_VERSION (where no ROCm is installed); for
+# tree down by 15%, which must be caught); for new-op NAME; for wheel-rocm ROCM_VERSION (if ROCm is not installed); for
 # test-abi TORCH_OLD (the torch to run on); DIST (where wheels go).
 
 PYTHON ?= python3
@@ -23,7 +23,7 @@ pip := $(python) -m pip --disable-pip-version-check
 torch := $(VENV)/.$(subst =,,$(notdir $(TORCH)))
 sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 native := $(shell find csrc tests tools -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.hip' 2>/dev/null)
-# Two worker processes of one thread each; tests about threads ask for theirs.
+# Two worker processes of one thread each; tests about threads set their own number.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
 .DELETE_ON_ERROR:
@@ -45,7 +45,7 @@ help:
 	@echo 'make new-op NAME=x  the files of a new operation'
 	@echo 'make clean       remove what was built ($(VENV) stays)'
 
-# Torch comes first and alone: the build compiles against it, and a range would take a newer one.
+# Torch is installed first and alone: the build compiles against it, and a version range could pull in a newer one.
 $(torch):
 	test -x $(python) || $(PYTHON) -m venv $(VENV)
 	$(pip) install '$(TORCH)'
@@ -59,7 +59,7 @@ $(VENV)/.installed: $(VENV)/.build-tools $(sources)
 	$(pip) install --no-build-isolation -e '.[test,lint]'
 	@touch $@
 
-# Upstream pins an older torch; what it imports besides is in our extra `test`.
+# --no-deps, since upstream pins an older torch; its other dependencies are in our extra `test`.
 $(VENV)/.upstream: $(VENV)/.build-tools
 	$(pip) install --no-deps open-mythos
 	@touch $@
@@ -70,7 +70,7 @@ demo: $(VENV)/.installed $(VENV)/.upstream
 doctor: $(VENV)/.installed
 	$(VENV)/bin/openmythos doctor
 
-# The second run interprets Triton's kernels on the CPU, those that are quick to interpret.
+# The second run interprets the Triton kernels on the CPU, as far as that is quick.
 test: $(VENV)/.installed $(VENV)/.upstream
 	$(pytest) -n 2
 	TRITON_INTERPRET=1 $(pytest) -n 2 tests/ops/test_rms_norm.py -k triton
@@ -82,8 +82,8 @@ test-full: test
 	$(pytest) -n 2 -m slow tests/aot
 	TRITON_INTERPRET=1 $(pytest) -n 2 -m 'slow or not slow' tests/ops -k triton
 
-# A wheel built against TORCH, and tests without the package beside them, under TORCH_OLD. Not part of test-full: that
-# torch and its libraries are gigabytes to download.
+# Builds a wheel against TORCH and tests it, away from the source tree, under TORCH_OLD. Not part of test-full, because
+# that torch and its libraries are gigabytes to download.
 old := build/abi/venv/bin/python
 test-abi:
 	rm -rf build/abi/dist build/abi/tree
@@ -108,7 +108,7 @@ bench-repeat: $(VENV)/.installed $(VENV)/.upstream
 bench-compare: $(VENV)/.installed $(VENV)/.upstream
 	$(python) -m bench.compare --base $(BASE) --threshold $(THRESHOLD) --only '$(ONLY)' --plant-slowdown $(PLANT)
 
-# Times of files come from the commit, so that two builds give one wheel. What another wheel left behind is no part of it.
+# File times come from the commit, so that two builds give the same wheel. Leftovers of other wheels are removed first.
 wheel-cpu wheel-cuda wheel-rocm: wheel-%: $(VENV)/.build-tools
 	rm -rf build/lib* build/bdist* openmythos.egg-info
 	OPENMYTHOS_BUILD=$* OPENMYTHOS_ROCM_VERSION=$${OPENMYTHOS_ROCM_VERSION:-$(ROCM_VERSION)} \

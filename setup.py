@@ -32,7 +32,7 @@ def build_kind() -> str:
 
 
 def find_tool(name: str) -> str | None:
-    # A tool installed beside the running Python counts even when its folder is not on PATH.
+    # Also finds tools installed beside the running Python when its folder is not on PATH.
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
@@ -77,7 +77,7 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        # Code objects of another vendor or an earlier list of architectures must not stay.
+        # Remove code objects of another vendor or of an earlier list of architectures.
         shutil.rmtree(self.output_folder() / "_lib" / "gpu", ignore_errors=True)
         pybind11 = package_folder("pybind11")
         subprocess.run(
@@ -130,7 +130,7 @@ if reason is None:
     print(f"openmythos: GPU code: {archs}, because {why}.", file=sys.stderr)
 else:
     print(f"openmythos: native kernels are left out, because {reason}.", file=sys.stderr)
-# The folder stands at the top, and is imported as openmythos.triton_kernels: the bare name belongs to another package.
+# The top-level folder is imported as openmythos.triton_kernels: the bare name belongs to another package.
 kernels = "openmythos.triton_kernels"
 options["packages"] = [*find_packages(include=["openmythos", "openmythos.*"], exclude=[f"{kernels}*"]), kernels]
 options["packages"] += [f"{kernels}.{name}" for name in find_packages("triton_kernels")]

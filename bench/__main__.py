@@ -1,6 +1,6 @@
 """Run the benchmarks and write their report: `python -m bench [--only EXPRESSION] [pytest arguments]`.
 
-The whole suite is recorded under bench/results/<device>/, a part of it under out/bench/.
+A run of the whole suite is recorded in bench/results/<device>/, a part of it in out/bench/.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from openmythos.ops.linear import Linear, cost
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.no_grad()
 def bench_linear(rows, out, dtype, compare_interleaved, smoke, device):
-    """The weights rotate through more than the last cache holds, as the layers of a model do."""
+    """The weights rotate through more than the last-level cache holds, like the layers of a model."""
     width, out = (96, out // 64) if smoke else (2048, out)
     weight = {"dtype": dtype, "device": device, "scale": width**-0.5}
     sets = sets_beyond_cache(out * width * dtype.itemsize)

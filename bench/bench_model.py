@@ -19,7 +19,7 @@ from openmythos.roofline import model as counts
 TOKENS, LOOPS = 128, 16
 GENERATED, GENERATE_LOOPS = 16, 8
 TRAIN_TOKENS, TRAIN_LOOPS = 32, 2
-# errors add up over layers and loops; 16-bit weights are compared with the float32 model
+# errors accumulate over layers and loops; 16-bit weights are compared with the float32 model
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.int64: 0.0}
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -49,7 +49,7 @@ class Layer:
         return MoeExperts(x, ids, weights, self.experts)
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, weights and counts by our ops: with other rounding, close logits may change places."""
+        """Ids, weights and counts by our ops; with different rounding, close logits may swap ranks."""
         return ops.moe_route(ops.linear(x, self.router), self.bias, self.cfg.n_experts_per_tok)
 
     def truth(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _tokens(layer: Layer, rows: int, sets: int, device: torch.device) -> list[tu
 
 @torch.no_grad()
 def bench_decode(layer, compare_interleaved, device):
-    """One token, served by other experts in each call; their weights are read once."""
+    """One token, routed to other experts in each call; their weights are read once."""
     inputs = _tokens(layer, 1, 16, device)
     shared = [matrix for expert in layer.shared for matrix in expert]
 

@@ -37,9 +37,9 @@ class WrongAnswerError(AssertionError):
 
 @dataclass
 class Case:
-    """What is compared: functions over rotating inputs, the reference's result on the first inputs, and the cost.
+    """One comparison: functions over rotating inputs, the reference's result on the first inputs, and the cost.
 
-    `in_place`: ours writes to its inputs, so that every implementation is checked on copies of them.
+    `in_place`: ours writes to its inputs, so every implementation is checked on copies of them.
     """
 
     ours: Function
@@ -63,7 +63,7 @@ def truth(reference: Function, *inputs: Any) -> torch.Tensor:
 
 
 def relative_error(actual: object, expected: torch.Tensor) -> float:
-    """Relative Frobenius error; infinite for a wrong shape, a NaN or a result that is no tensor."""
+    """Relative Frobenius error; infinite for a wrong shape, a NaN or a result that is not a tensor."""
     actual = actual[0] if isinstance(actual, tuple) else actual
     if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape:
         return math.inf
@@ -79,7 +79,7 @@ def _first_inputs(case: Case) -> tuple[Any, ...]:
 
 
 def _check(case: Case) -> tuple[float, dict[str, Function], dict[str, dict]]:
-    """Our error, the baselines with right results, and the record of every baseline."""
+    """Our error, the baselines with correct results, and the record of every baseline."""
     allowed = case.allowed[case.expected.dtype]
     error = relative_error(case.ours(*_first_inputs(case)), case.expected)
     if error > allowed:
@@ -137,8 +137,8 @@ def _ceilings(rounds: Rounds, case: Case, streams: dict[str, int], products: dic
 def run_case(case: Case, smoke: bool, quoted: bool = False, slowdown: float = 1.0) -> tuple[dict[str, Any], str]:
     """Check and time one case: its record, and one line for the summary.
 
-    smoke: check only. quoted: take the time that makes ratios repeatable. slowdown: make our calls take this many
-    times as long, to test that a regression is caught.
+    smoke: only check. quoted: run long enough for repeatable ratios. slowdown: make our calls take this many times as
+    long, to test that a regression is caught.
 
     Raises:
         WrongAnswerError: when our result is not the reference's.
@@ -158,7 +158,7 @@ def run_case(case: Case, smoke: bool, quoted: bool = False, slowdown: float = 1.
     samplers = {"ours": Sampler(ours, case.inputs)}
     samplers |= {name: Sampler(baseline, case.inputs) for name, baseline in valid.items()}
     streams, products = {}, {}
-    # next to a long call, a short sample of a ceiling would depend on the machine's speed at one moment
+    # beside a long call, a short sample of a ceiling would measure the machine's speed at one moment only
     min_seconds = max(SAMPLE_SECONDS, samplers["ours"].sample_seconds / 10)
     if case.stream is not None:
         turns = [case.stream] if isinstance(case.stream, Stream) else [case.stream(i) for i in range(len(case.inputs))]

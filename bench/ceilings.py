@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from bench.baselines import Baselines
 from openmythos.timing import seconds
 
-# products below this share of the best rate are not timed
+# products below this fraction of the best rate are not timed
 MIN_SHARE = 0.7
-# a 16-bit product that takes this many times as long as float32 is not computed by 16-bit instructions
+# a 16-bit product this many times slower than float32 does not use 16-bit instructions
 SLOW = 4
 
 

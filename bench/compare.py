@@ -4,9 +4,9 @@
     python -m bench.compare --base HEAD~3 [--threshold 10] [--only bench_moe.py] [--plant-slowdown 1.15]
 
 Each revision runs its own benchmarks, and cases are matched by name. A case with a ceiling (a stream, a matrix
-product) is compared by its time over the ceiling's in the same rounds, so that a change of the machine's speed between
-runs cancels out; other cases are compared by their time. A case is slower when the 95% interval of its ratio lies
-wholly above the threshold.
+product) is compared by its time relative to the ceiling's in the same rounds, so that a change of the machine's speed
+between runs cancels out; other cases are compared by their time. A case is slower if the 95% interval of its ratio is
+entirely above the threshold.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Change(NamedTuple):
 
 def cost(info: dict[str, Any]) -> Measured:
     """The cost of a case in one run: its time over its floor in the same rounds, or milliseconds."""
-    # the standard error of a median of normal samples, from the distance of the quartiles
+    # the standard error of a median of normal samples, from the interquartile range
     error = 0.93 * info.get("spread", 0.0) / math.sqrt(info.get("rounds", 1))
     if info.get("fraction_of_floor"):
         return Measured(1 / info["fraction_of_floor"], error, "x floor")
@@ -72,7 +72,7 @@ def costs(runs: list[dict[str, Any]]) -> dict[str, Measured]:
 
 
 def _combined(parts: list[Measured]) -> Measured:
-    """Several runs as one; the error is the larger of those within the runs and between them."""
+    """Several runs combined; the error is the larger of those within and between the runs."""
     values, count = [part.value for part in parts], len(parts)
     value = statistics.median(values)
     within = math.sqrt(sum(part.error**2 for part in parts)) / count
@@ -94,7 +94,7 @@ def _change(name: str, old: Measured, new: Measured) -> Change:
 
 
 def slower(found: list[Change], threshold: float) -> list[Change]:
-    """Cases whose 95% interval is wholly above `threshold` percent."""
+    """Cases whose 95% interval is entirely above `threshold` percent."""
     return [change for change in found if change.low > 1 + threshold / 100]
 
 

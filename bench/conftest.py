@@ -1,4 +1,4 @@
-"""What every benchmark shares: device, smoke mode, the timing of a case, the description of the machine."""
+"""Fixtures of all benchmarks: device, smoke mode, the timing of a case, the description of the machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
-    """Keep the results and what they depend on; drop what could identify the machine's owner."""
+    """Keep the results and the facts that they depend on; drop what could identify the machine's owner."""
     output_json["machine_info"] = {
         "device": device_name(),
         "machine": platform.machine(),

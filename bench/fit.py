@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# the line ends before a point that deviates more than this
+# a line ends before a point that deviates by more than this
 TOLERANCE = 0.15
 MIN_POINTS = 3
 

@@ -1,9 +1,9 @@
-"""How cost grows: latency and memory against loops, cache length, batch and experts, and the early exit.
+"""Growth of cost: latency and memory over loops, cache length, batch and experts, and the early exit.
 
     python -m bench.growth            # or: make bench-growth
 
 mythos_1b in bfloat16; upstream in float32, the only dtype that it supports, at three points of each series. The points
-of a series take turns, so that a change of the machine's speed bends no line. Writes growth.json, .md and .png.
+of a series are interleaved, so that changes of the machine's speed bend no line. Writes growth.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Models:
         return cache
 
     def add_decode(self, series: Series, x: float, batch: int, tokens: int, loops: int) -> None:
-        """The point x of a series: we decode a token of each sequence after `tokens` cached ones."""
+        """The point x of a series: our model decodes a token of each sequence after `tokens` cached ones."""
         cache, ids = self.cache(batch, tokens, loops), self.ids(batch)
 
         def call() -> None:
@@ -123,7 +123,7 @@ class Models:
         series.calls[x], series.cache_bytes[x] = call, cache.nbytes
 
     def their_decode(self, batch: int, tokens: int, loops: int) -> Callable[[], object]:
-        """The same call of upstream, over a cache of its own kind."""
+        """The same call of upstream, with a cache of its own format."""
         cfg, ids = self.cfg, self.ids(batch)
         entry = {
             "c_kv": torch.randn(batch, tokens, cfg.kv_lora_rank, device=self.device),
@@ -186,7 +186,7 @@ def experts_of_layer(models: Models, rows: int) -> Series:
 
 
 def exit_of_loop(models: Models) -> Series:
-    """64 tokens without a cache, where the loop ends once all have halted, by the number of loops."""
+    """64 tokens without a cache, where the model exits once all have halted, by the number of loops."""
     series = Series("early exit without a cache", "loops until all positions have halted")
     ids = models.ids(1, TOKENS)
     for bias in models.points(HALTING):

@@ -1,4 +1,4 @@
-"""How far quoted ratios move between two runs.
+"""How much quoted ratios move between two runs.
 
 python -m bench.repeat                     runs the quoted cases twice and writes bench/results/<device>/repeat.md
 python -m bench.repeat old.json new.json   compares two recorded runs
@@ -64,7 +64,7 @@ def _table(found: list[Move]) -> list[str]:
 
 
 def markdown(found: list[Move]) -> str:
-    """Both tables, and the number of headline ratios within the promise."""
+    """Both tables, and the number of headline ratios within the limit."""
     alone = [move for move in found if move.case in HEADLINES]
     kept = sum(abs(move.percent) <= PROMISE for move in alone)
     lines = ["# Quoted ratios in two runs, one after the other", "", "Reproduce with `make bench-repeat`.", ""]

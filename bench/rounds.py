@@ -13,13 +13,13 @@ import torch
 
 from openmythos.timing import Spread, device_seconds, rotated, seconds, speedup, stolen_seconds
 
-# A call that is shorter is repeated within one reading of the clock.
+# Shorter calls are repeated within one clock reading.
 SAMPLE_SECONDS = 3e-3
-# A case gets as many rounds as fit into its time, within these limits. Quoted cases get more: on a shared machine the
-# median of 15 rounds moves by 5% to 10%.
+# A case gets as many rounds as fit its time budget, within these limits. Quoted cases get more: on a shared machine
+# the median of 15 rounds moves by 5% to 10%.
 CASE_SECONDS, QUOTED_SECONDS = 3.0, 14.0
 MIN_ROUNDS, MAX_ROUNDS, QUOTED_ROUNDS = 3, 31, 500
-# A round that loses a larger share of its time to other guests of the host is discarded.
+# A round that loses a larger fraction of its time to other guests of the host is discarded.
 STOLEN_SHARE = 0.02
 # A call that takes longer than the first is not warmed up twice; one that takes longer than the second is timed once.
 WARM_UP_SECONDS, ONCE_SECONDS = 0.5, 5.0
@@ -42,7 +42,7 @@ class Sampler:
             once = min(once, seconds(self.call))
         self.repeats = max(1, math.ceil(min_seconds / once))
         self.sample_seconds = self.repeats * once
-        # the only timing of a call that is too slow to take part in the rounds
+        # the only timing of a call that is too slow for the rounds
         self.only = once if once > ONCE_SECONDS else None
         self._graph = self._capture() if torch.cuda.is_available() else None
         self.clock = "graph" if self._graph else "events" if torch.cuda.is_available() else "wall"

@@ -13,10 +13,10 @@ from openmythos.config import VARIANTS, MythosConfig
 from openmythos.host import available_memory
 from openmythos.memory import prefer_huge_pages
 
-# the last cache level, where the system does not report its size
+# size of the last-level cache if the system does not report it
 ASSUMED_CACHE = 64 * 2**20
 ALL = tuple(name.removeprefix("mythos_") for name in VARIANTS)
-# every width is smaller, the structure is the same
+# smaller widths, the same structure
 _SMOKE = {
     "vocab_size": 96,
     "dim": 64,
@@ -73,7 +73,7 @@ def random_weights(*shape: int, dtype: torch.dtype, device: torch.device, scale:
 
 
 def last_cache_bytes() -> int:
-    """The size of the last cache level."""
+    """The size of the last-level cache."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).L2_cache_size
     caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
@@ -81,5 +81,5 @@ def last_cache_bytes() -> int:
 
 
 def sets_beyond_cache(nbytes: int, max_sets: int = 64) -> int:
-    """The number of input sets of this size that fill the last cache twice, so that rotating inputs miss it."""
+    """The number of input sets of this size that fill the last-level cache twice, so that rotating inputs miss it."""
     return max(2, min(max_sets, math.ceil(2 * last_cache_bytes() / max(nbytes, 1))))

@@ -45,7 +45,7 @@ pybind11::dict build_info() {
     return info;
 }
 
-// For each vendor the driver's version and its devices, or why there is none.
+// {vendor: the driver's version and devices, or why there is none}.
 std::map<std::string, std::string> gpu_devices() {
     using namespace openmythos::runtime;
     std::map<std::string, std::string> found;

@@ -41,7 +41,7 @@ from openmythos.tokenizer import MythosTokenizer
 
 __version__ = "0.1.0"
 
-# Upstream's methods of the model belong to the engine, which imports nn; nn does not import the engine.
+# Upstream has these as methods of the model. They belong to the engine, which imports nn, so they are attached here.
 OpenMythos.generate, OpenMythos.stream = generate, stream
 
 __all__ = [

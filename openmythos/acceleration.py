@@ -1,4 +1,4 @@
-"""accelerate(model): turns an upstream model into ours and moves its weights, almost without extra memory."""
+"""accelerate(model): turns an upstream model into ours by moving its weights, with almost no extra memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOVED = (
     "this model is empty: openmythos.accelerate moved its weights into the model that it returned; use that one, or "
     "call accelerate(model, copy=True), which keeps the source whole"
 )
-# Freed matrices go back to the operating system whenever this many bytes have accumulated.
+# Freed heap memory is returned to the operating system each time this many bytes have accumulated.
 _TRIM_BYTES = 64 * 2**20
 
 
@@ -72,11 +72,11 @@ def accelerate(
     Config, requires_grad, training mode, a tied head and changed eps, topk and dropout are kept; gradients are not.
     dtype and device default to the source's. One of our own models is cast and moved in place (copy=True: a copy).
 
-    An error restores the source. Only after an interrupted narrowing cast (Ctrl-C) are the weights already cast
-    restored rounded, with a warning.
+    An error restores the source. If Ctrl-C interrupts a narrowing cast, weights already cast are restored with rounded
+    values, and a warning is issued.
 
     Raises:
-        TypeError: when `model` is no module.
+        TypeError: when `model` is not a module.
         ValueError: before anything is moved, naming the module or tensor, when the source was modified in a way
             that would be lost (a hook, a replaced method, another class), when its weights do not fit its config,
             or when the experts differ in requires_grad, dtype or device.
@@ -187,10 +187,10 @@ def _transfer(
 def _allocate(
     target: OpenMythos, held: Held, dtype: torch.dtype | None, device: torch.device | None, copy: bool
 ) -> dict[str, torch.Tensor]:
-    """{name: the tensor that its weights move to}. Allocations come first, so that a lack of memory moves nothing.
+    """{name: the tensor that its weights move to}, allocated first, so that running out of memory moves nothing.
 
-    A source that stays on its GPU gets its stack in host memory, and its other tensors are allocated one by one when
-    they move: the GPU may not hold two models.
+    For a source that stays on its GPU the stacks are in host memory, and other tensors are allocated one by one when
+    they move, since the GPU may not hold two models.
     """
     places: dict[str, torch.Tensor] = {}
     for name, parts in STACKS.items():

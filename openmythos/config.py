@@ -12,9 +12,9 @@ ATTENTION_TYPES = ("gqa", "mla")
 class MythosConfig:
     """Hyperparameters of an OpenMythos model, under upstream's names and defaults.
 
-    Fields are checked when the config is made, and again when a model is built from it, as they may change in
-    between. Only the fields of the chosen attention are checked: `n_kv_heads` and `dim // n_heads` for "gqa", the
-    ranks and head sizes for "mla".
+    Fields are checked when the config is made, and again when a model is built from it, since they may change in
+    between. Attention fields are checked only for the chosen attention: `n_kv_heads` and `dim // n_heads` for "gqa",
+    the ranks and head sizes for "mla".
 
     Any positive `act_threshold` is allowed; above 1 it disables halting.
 

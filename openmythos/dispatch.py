@@ -24,9 +24,9 @@ Supports = Callable[[Any], "str | None"]
 
 
 class Entry(NamedTuple):
-    """One kernel of an op: `run(call)` computes it, `supports(call)` returns None or the reason why it cannot.
+    """A backend's kernel of an op: `run(call)` computes it, `supports(call)` returns None or the reason why it cannot.
 
-    One that `validates` checks the op's contract in `supports`, so that Python need not check it before.
+    With `validates`, `supports` also checks the op's contract, so that Python need not.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What `explain` says of one entry: the backend, whether it serves the call, and the reason."""
+    """What `explain` says about one entry: the backend, whether it serves the call, and the reason."""
 
     backend: str
     chosen: bool
@@ -85,7 +85,7 @@ def register(
 
 
 def register_reference(op: str, contract: type[Call], run: Run) -> None:
-    """Declare `op`: the type of its call, and the reference that serves it last on every device."""
+    """Declare `op`: the type of its call, and the reference, which is its last entry on every device."""
     _contract[op] = contract
     _reference[op] = Entry("reference", run, _supports_all)
 
@@ -98,7 +98,7 @@ def contract(op: str) -> type[Call]:
 
 
 def builder(op: str) -> Callable[..., Call]:
-    """What makes the typed call of `op` from the arguments of `openmythos::<op>`."""
+    """The function that builds the typed call of `op` from the arguments of `openmythos::<op>`."""
     kind = contract(op)
     return getattr(kind, "from_flat", kind)
 
@@ -107,9 +107,8 @@ def builder(op: str) -> Callable[..., Call]:
 def use_backend(name: str) -> Iterator[None]:
     """Serve every op inside the block by the named backend.
 
-    An op that the backend does not implement on the device (the backward of an op of which it has only
-    the forward, say) is dispatched as usual. A call of an op that it implements but cannot serve raises
-    BackendError.
+    An op that the backend does not implement on the device (such as the backward of an op of which it has only
+    the forward) is dispatched as usual. A call that it implements but cannot serve raises BackendError.
     """
     token = _forced.set(_check_name(name, "name"))
     try:
@@ -182,7 +181,7 @@ def _entry(op: str, device: str, call: Call, check: Callable[[Any], None] | None
 
 
 def select(op: str, device: str, call: Call, check: Callable[[Any], None] | None = None) -> Run:
-    """What runs this call of `op` on `device`; `check` raises where the call breaks the op's contract."""
+    """The function that runs this call of `op` on `device`; `check` raises if the call breaks the op's contract."""
     entry = _entry(op, device, call, check)
     counter = _record.get()
     if counter is not None:
@@ -191,7 +190,7 @@ def select(op: str, device: str, call: Call, check: Callable[[Any], None] | None
 
 
 def select_for_all(op: str, device: str, call: Call) -> Run:
-    """What runs this call of `op` on `device` and others that differ from it in values alone."""
+    """The function that runs this call of `op` on `device`, and calls that differ from it only in values."""
     entry, counter = _entry(op, device, call), _record.get()
     if counter is None:
         return entry.run

@@ -94,13 +94,13 @@ def _threads() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The variables that are set; unknown names with our prefix are marked."""
+    """The variables that are set, including unknown ones with our prefix, which are marked."""
     ours = {name: value for name, value in os.environ.items() if name.startswith("OPENMYTHOS_") or name in VARIABLES}
     return {name: value if name in VARIABLES else f"{value} (no such variable)" for name, value in ours.items()}
 
 
 def _warnings() -> list[str] | str:
-    """What works here, but slower than it could be."""
+    """Settings that make this machine slower than it could be."""
     if not (torch.version.hip and torch.cuda.is_available()) or os.environ.get(AOTRITON) == "1":
         return "none"
     names = [torch.cuda.get_device_properties(index).gcnArchName for index in range(torch.cuda.device_count())]

@@ -36,7 +36,7 @@ def _advise(tensor: torch.Tensor, page: int, advice: int) -> None:
 def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     """Request huge pages for a tensor that has not been written to yet; returns it.
 
-    Streaming weights through 4 KB pages costs a sixth of the bandwidth in address translation
+    With 4 KB pages, address translation costs a sixth of the bandwidth when weights are streamed
     (docs/performance.md).
     """
     if tensor.is_contiguous():
@@ -45,7 +45,7 @@ def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
-    """Move the data of CPU tensors of 2 MB and more into huge pages, where the kernel can (Linux 6.1)."""
+    """Move the data of CPU tensors of 2 MB and more into huge pages, if the kernel can (Linux 6.1)."""
     for tensor in tensors:
         if tensor.nbytes >= HUGE_PAGE and tensor.is_contiguous():
             _advise(tensor, HUGE_PAGE, _HUGEPAGE)
@@ -53,12 +53,12 @@ def gather_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def forget_pages(tensor: torch.Tensor) -> None:
-    """Let the kernel drop the pages of a mapped file, which would count as this process's memory."""
+    """Let the kernel drop the pages of a mapped file, which otherwise count as this process's memory."""
     _advise(tensor, mmap.PAGESIZE, _DONTNEED)
 
 
 def release_free_memory() -> None:
-    """Give freed heap memory back to the system: glibc keeps freed blocks of up to 32 MB to itself."""
+    """Return freed heap memory to the system: glibc keeps freed blocks of up to 32 MB."""
     libc = _libc()
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

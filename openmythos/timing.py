@@ -1,4 +1,4 @@
-"""Timing of calls that take turns, so that ratios hold while the machine changes its speed: for demo and bench."""
+"""Timing of interleaved calls, so that ratios hold while the machine's speed varies: for demo and bench."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks an upstream model before `accelerate` moves its weights: no modification may be lost."""
+"""Checks an upstream model before `accelerate` moves its weights, so that no modification is lost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from openmythos.io.weights import (
 from openmythos.nn import OpenMythos
 from openmythos.nn.rope import precompute_rope_freqs
 
-# Settings that are often changed on a finished model; our modules read them where upstream's do.
+# Settings that users often change on a finished model; our modules have them under the same names.
 CARRIED = ("eps", "p", "dropout_p", "topk")
 _TORCH = {cls.__name__: cls for cls in (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList)}
 _TORCH_FORWARD = {cls: cls.forward for cls in _TORCH.values()}
 _SETTINGS = (bool, int, float, str, type(None))
 _TORCH_FOLDER = os.path.dirname(torch.__file__)
-# Tables are computed in float32, whose angles at late positions differ by rounding between machines.
+# Tables are computed in float32; angles at late positions differ in rounding between machines.
 _TABLE_ERROR = 1e-3
 _TABLE_ROWS = 4096
 
@@ -175,7 +175,7 @@ def _check_tensors(found: dict[str, torch.Tensor]) -> None:
 
 
 def _check_tables(found: dict[str, torch.Tensor], config: MythosConfig) -> None:
-    """The rotary table in use must be the config's. A real one was spoilt by a cast and is ignored."""
+    """The rotary table in use must be the config's. A table of real numbers was corrupted by a cast and is ignored."""
     mla = config.attn_type == "mla"
     name, dim = (TABLES[1], config.qk_rope_head_dim) if mla else (TABLES[0], config.head_dim)
     table = found.get(name)
@@ -202,7 +202,7 @@ def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
 def _check_agreement(
     tensors: dict[str, torch.Tensor], experts: int, dtype: torch.dtype | None, device: torch.device | None
 ) -> None:
-    """Matrices that become one parameter must be alike; without device=, all weights must be on one device."""
+    """Matrices that become one parameter must agree; without device=, all weights must be on one device."""
     choices = {"requires_grad": None, "dtype": dtype}
     for parts in STACKS.values():
         keys = [expert_key(expert, part) for expert in range(experts) for part in parts]

@@ -1,4 +1,4 @@
-"""The rows of the dispatch table as test parameters, the CPU kernels once for each instruction set."""
+"""The entries of the dispatch table as test parameters, the CPU kernels once for each instruction set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ISA_ORDER = ("avx2", "avx512", "avx512bf16")
 
 
 def isa_variants() -> list[str]:
-    """Instruction sets that the native CPU kernels can be switched to here; empty without the library."""
+    """Instruction sets that the C++ CPU kernels can be switched to here; empty without the library."""
     if library.missing() is not None:
         return []
     namespace = torch.ops.openmythos_native
@@ -33,8 +33,8 @@ def isa_variants() -> list[str]:
     return found
 
 
-class Row(NamedTuple):
-    """A backend of one op on one device, and the instruction set it has to use, if it has several.
+class Entry(NamedTuple):
+    """A backend of one op on one device, and the instruction set that it has to use, if it has several.
 
     `emulated`: kernels for gfx1151, executed on CPU tensors by the emulator.
     """
@@ -47,11 +47,11 @@ class Row(NamedTuple):
 
     @property
     def found(self) -> dispatch.Entry:
-        return next(row for row in dispatch.entries(self.op, self.device) if row.name == self.backend)
+        return next(entry for entry in dispatch.entries(self.op, self.device) if entry.name == self.backend)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Switch to the row's instruction set for the block, or to the emulator."""
+        """Switch to the entry's instruction set for the block, or to the emulator."""
         if self.emulated:
             from openmythos.triton_kernels.launch import executing
             from tools.gfx1151_emulator.executor import GFX1151, Executor
@@ -70,14 +70,14 @@ class Row(NamedTuple):
             torch.ops.openmythos_native.set_isa(before)
 
     def call(self, *args: object) -> object:
-        """Run the row on the op's arguments; the test is skipped with the row's own reason if it cannot serve them."""
-        row = self.found
+        """Run the backend on the op's arguments; skip the test with the backend's reason if it cannot serve them."""
+        entry = self.found
         with self.active(), torch.no_grad():
             call = dispatch.builder(self.op)(*args)
-            reason = row.supports(call)
+            reason = entry.supports(call)
             if reason is not None:
                 pytest.skip(f"{self.backend}: {reason}")
-            return row.run(call)
+            return entry.run(call)
 
 
 def can_emulate() -> bool:
@@ -85,23 +85,23 @@ def can_emulate() -> bool:
     return triton.missing() is None and not triton.INTERPRETED and emulator.missing() is None
 
 
-def rows(op: str, device: str = "cpu") -> list:
+def entries(op: str, device: str = "cpu") -> list:
     """pytest parameters, one for each backend of `op` on `device` and each instruction set of the CPU kernels.
 
-    Where tinygrad's emulator is at hand, Triton's kernels come a second time, as gfx1151 code; these tests are slow.
+    If tinygrad's emulator is available, Triton's kernels also run as gfx1151 code; these tests are slow.
     """
     params = []
-    for row in dispatch.entries(op, device):
-        variants = isa_variants() if (row.name, device) == ("cpp", "cpu") else []
+    for entry in dispatch.entries(op, device):
+        variants = isa_variants() if (entry.name, device) == ("cpp", "cpu") else []
         for isa in variants or [None]:
-            name = row.name if isa is None else f"{row.name}-{isa}"
-            params.append(pytest.param(Row(op, row.name, device, isa), id=name))
-    if device == "cpu" and can_emulate() and any(row.name == "triton" for row in dispatch.entries(op, "cuda")):
-        emulated = Row(op, "triton", "cuda", emulated=True)
+            name = entry.name if isa is None else f"{entry.name}-{isa}"
+            params.append(pytest.param(Entry(op, entry.name, device, isa), id=name))
+    if device == "cpu" and can_emulate() and any(entry.name == "triton" for entry in dispatch.entries(op, "cuda")):
+        emulated = Entry(op, "triton", "cuda", emulated=True)
         params.append(pytest.param(emulated, id="triton-gfx1151", marks=pytest.mark.slow))
     return params
 
 
-def each_row(op: str, device: str = "cpu") -> Callable:
+def each_entry(op: str, device: str = "cpu") -> Callable:
     """Decorator: run the test once for each backend of `op`."""
-    return pytest.mark.parametrize("row", rows(op, device))
+    return pytest.mark.parametrize("entry", entries(op, device))

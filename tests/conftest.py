@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from more threads, and a machine runs several tests at once."""
+    """One thread per process: small tensors gain nothing from more, and several processes run tests at once."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,13 +34,13 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Every test starts from one seed, so that a failure repeats alone."""
+    """Every test starts from the same seed, so that a failure can be reproduced by running the test alone."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _poison(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Memory that the package does not initialise holds NaN."""
+    """Fill memory that the package does not initialise with NaN."""
     if request.node.get_closest_marker("unpoisoned"):
         yield
         return

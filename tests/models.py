@@ -1,4 +1,4 @@
-"""Small models whose every path matters: weights far from their initial values, halting spread over the loops."""
+"""Small models in which every path affects the result: weights far from initial values, halting at different loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fills what the package gets from torch.empty with NaN, so that an output that was never written shows."""
+"""Fills tensors that the package gets from torch.empty with NaN, so that outputs that were never written show up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _fill(tensor: object) -> None:
     if tensor.is_floating_point() or tensor.is_complex():
         tensor.fill_(float("nan"))
     elif tensor.dtype != torch.bool:
-        # An id, count or length that was never written is then far outside every range.
+        # Far outside every valid range of an id, count or length.
         tensor.fill_(torch.iinfo(tensor.dtype).max // 2)
 
 
@@ -37,7 +37,7 @@ def _poisoned(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
-    """While the block runs, uninitialised tensors made by the package hold NaN (integers: a huge number)."""
+    """Inside the block, uninitialised tensors that the package creates hold NaN (integers: a huge number)."""
     # torch remembers on first use which functions `with torch.device(...)` redirects: not the replacements below.
     _device_constructors()
     owners = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]

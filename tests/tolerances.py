@@ -1,8 +1,8 @@
-"""The one place for tolerances: how far a result may be from the truth.
+"""All tolerances: how far a result may be from the exact one.
 
-The truth is the float64 result of the inputs as rounded to the storage dtype. A result may be at most
-twice as far from it as plain torch computing in that dtype, plus a small floor, and never further than a
-cap. Ids, masks and moved data are exact and are compared with `torch.equal`.
+The exact result is the float64 result of the inputs as rounded to the storage dtype. The error may be at most twice
+that of plain torch in that dtype, plus a small floor, and never above a cap. Ids, masks and moved data are exact and
+are compared with `torch.equal`.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ LIMITS = {
     torch.bfloat16: Limit(1.5e-3, 3e-2, 1e-1),
 }
 
-# A whole model, whose errors add up over layers and loops, against the float64 result of its rounded weights.
+# A whole model, whose errors accumulate over layers and loops, against the float64 result of its rounded weights.
 MODEL_LIMITS = {
     torch.float32: Limit(1e-6, 1e-4, 1e-3),
     torch.float16: Limit(1e-3, 5e-2, 2e-1),
     torch.bfloat16: Limit(5e-3, 1e-1, 4e-1),
 }
 
-# Gradients of one or a few numbers (log_dt, a bias) are sums that cancel, so that one rounding weighs more.
+# Gradients of one or a few elements (log_dt, a bias) are sums that cancel, so that a single rounding weighs more.
 GRADIENT_LIMITS = {torch.float32: Limit(5e-6, 1e-4, 1e-3)}
 FEW_NUMBERS = 8
-# float16 products on the CPU accumulate in float16 for some layouts of their operands, so that two equal
-# formulas differ by more than their roundings.
+# float16 products on the CPU accumulate in float16 for some operand layouts, so that equal formulas differ by more
+# than rounding.
 FLOAT16_PRODUCTS = {**LIMITS, torch.float16: Limit(1e-3, 4e-3, 2e-2)}
 
 # Upstream computes rotary and loop embeddings in float32 even in a float64 model.
 ORACLE_FLOAT64 = 2e-6
 # Error under torch.autocast(bfloat16), against upstream's own under autocast.
 AUTOCAST_FACTOR = 1.25
-# How near to the threshold rounding may move a position's halting step.
+# A position this close to the threshold may halt at another step because of rounding.
 HALTING_MARGIN = 1e-5
 
 
@@ -61,7 +61,7 @@ class Errors(NamedTuple):
 
 
 def errors(actual: torch.Tensor, exact: torch.Tensor) -> Errors:
-    """Relative errors of `actual`; infinite where one of both is not a number or infinite elsewhere than the other."""
+    """Relative errors of `actual`; infinite if NaN or infinities are not in the same places in both."""
     assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     actual, exact = actual.detach().double(), exact.detach().double()
     finite = exact.isfinite()
@@ -90,7 +90,7 @@ def assert_close(
     *,
     limits: dict[torch.dtype, Limit] = LIMITS,
 ) -> None:
-    """Hold `actual` to the rule, for storage dtype `dtype`."""
+    """Check the error of `actual` against the limits of storage dtype `dtype`."""
     limit = limits[dtype]
     ours, plain = errors(actual, exact_float64), errors(plain_same_dtype, exact_float64)
     allowed = min(FACTOR * plain.frobenius + limit.floor, limit.cap)
@@ -104,12 +104,12 @@ def assert_close(
 
 
 def gradient_limits(gradient: torch.Tensor) -> dict[torch.dtype, Limit]:
-    """The limits that hold for a gradient computed by one backward op: wider ones where it is only a few numbers."""
+    """The limits for a gradient computed by one backward op: wider ones if it has only a few elements."""
     return {**LIMITS, **GRADIENT_LIMITS} if gradient.numel() < FEW_NUMBERS else LIMITS
 
 
 def assert_within(name: str, actual: torch.Tensor, exact: torch.Tensor, relative: float) -> None:
-    """Hold `actual` to a relative Frobenius error of `relative`, and to 10 times that in its worst element."""
+    """Limit `actual` to a relative Frobenius error of `relative`, and to 10 times that in its worst element."""
     found = errors(actual, exact)
     report = f"{name}: relative Frobenius error {found.frobenius:.3e}, largest {found.largest:.3e}, allowed {relative}"
     assert found.frobenius <= relative, report

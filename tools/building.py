@@ -1,4 +1,4 @@
-"""Builds the tools of this folder and code objects for tests, once for each content of the sources, in build/tools."""
+"""Builds the tools of this folder and code objects for tests in build/tools, and rebuilds them when sources change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def missing_device_compiler(arch: str) -> str | None:
 
 
 def cached(name: str, sources: list[Path], what: str, make: Callable[[Path], None]) -> Path:
-    """The file `name` made by make(path), kept as long as no source and no word of `what` changes."""
+    """The file `name`, built by make(path) and kept until a source or `what` changes."""
     digest = hashlib.sha256(what.encode())
     for path in sources:
         digest.update(path.read_bytes())
@@ -76,7 +76,7 @@ def _compile(name: str, sources: list[Path], headers: list[Path], flags: tuple[s
 
 
 def fake_driver(vendor: str, *definitions: str) -> Path:
-    """The recording driver, under the file name that the vendor's has."""
+    """The recording driver, under the file name of the vendor's driver."""
     name = "libcuda.so.1" if vendor == "cuda" else "libamdhip64.so.7"
     kind = "FAKE_CUDA" if vendor == "cuda" else "FAKE_HIP"
     flags = (

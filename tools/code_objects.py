@@ -1,4 +1,4 @@
-"""What is inside a code object (an ELF file of AMD or CUDA device code), and the manifest that ships beside them.
+"""Reads code objects (ELF files of AMD or CUDA device code), and writes the manifest that ships beside them.
 
 python tools/code_objects.py FOLDER --vendor cuda --toolkit 13.0     writes FOLDER/manifest.txt
 """
@@ -83,7 +83,7 @@ def functions(data: bytes) -> list[str]:
 
 
 def _unpack(data: bytes, at: int) -> tuple[object, int]:
-    """One value of MessagePack, as far as code objects use it, and where the next begins."""
+    """One MessagePack value, of the types that code objects use, and the index of the next one."""
     first = data[at]
     if first < 0x80 or first >= 0xE0:
         return first if first < 0x80 else first - 256, at + 1
@@ -146,7 +146,7 @@ def amd_facts(data: bytes) -> dict[str, Facts]:
 
 
 def arch_of(path: Path) -> str:
-    """The architecture that a code object is for, read from the file and not from its name; CUDA's without its "a"."""
+    """The architecture of a code object, read from its contents, not its name; for CUDA without the "a"."""
     data = path.read_bytes()
     if path.suffix == ".ptx":
         return re.search(r"^\.target sm_(\w+)", data.decode(), re.MULTILINE).expand(r"compute_\1")

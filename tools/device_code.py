@@ -1,4 +1,4 @@
-"""Compiles one file of device code for one architecture; CMake and the tests call it.
+"""Compiles one file of device code for one architecture, for CMake and the tests.
 
 python tools/device_code.py COMPILER path/to/loop_step.cu gfx1151 loop_step.gfx1151.hsaco
 """
@@ -45,7 +45,7 @@ def ops() -> list[str]:
 
 
 def suffix(arch: str) -> str:
-    """How a code object's file name ends: "hsaco", "cubin" or, for PTX, "ptx"."""
+    """The suffix of a code object's file name: "hsaco", "cubin" or, for PTX, "ptx"."""
     return "hsaco" if arch.startswith("gfx") else "ptx" if arch.startswith("compute_") else "cubin"
 
 

@@ -1,8 +1,8 @@
-"""What a GPU op costs on the host: python -m tools.host_cost.
+"""The host's cost of a GPU op: python -m tools.host_cost.
 
-The checks, plan and launch of `csrc/<op>/bind.cpp` on CPU tensors, before a driver that does nothing; the driver's own
-time, torch's look-up of the stream and a few checks of the device come on top. Times are this thread's CPU time, so
-that other programs disturb them little, and medians over rounds in which the calls take turns.
+Times the checks, plan and launch of `csrc/<op>/bind.cpp` on CPU tensors with a driver that does nothing. The driver's
+own time, torch's stream lookup and a few device checks come on top. Times are CPU time of this thread, which other
+programs disturb little, and medians over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCH = "gfx1151"
 # mythos_1b, one token at 16 loops
 WIDTH, RANK, LOOPS, HEADS, LATENT, ROPE, KEYS, EXPERTS, INNER, TOP_K = 2048, 8, 16, 16, 256, 32, 64, 64, 8, 4
 CALLS = 200
-# The seconds of CPU time from one statement to the next in a process of its own.
+# Prints the CPU seconds between its statements; runs in a process of its own.
 FIRST = """
 import time
 import torch
@@ -56,7 +56,7 @@ def serve_cpu_tensors(fake: FakeOps) -> None:
 
 
 def cases(fake: FakeOps) -> dict[str, tuple[Callable, Callable]]:
-    """The op itself, which takes its outputs, and the public function of the same work."""
+    """The op itself, with outputs as arguments, and the public function for the same work."""
     half, x = {"dtype": torch.bfloat16}, torch.ones(1, WIDTH, dtype=torch.bfloat16)
     wide, out, state, cum_p = torch.ones(WIDTH), x.clone(), torch.ones(1, WIDTH), torch.zeros(1)
     low, scale, bias = torch.ones(RANK, WIDTH), torch.ones(LOOPS, RANK), torch.zeros(1)

@@ -290,7 +290,7 @@ def _pages(tree: Tree) -> list[str]:
 
 
 def doc_words(tree: Tree) -> Iterator[Finding]:
-    """Documentation that grew beyond what anyone reads."""
+    """Documentation that has become too long to read."""
     pages = _pages(tree)
     count = sum(len(tree.texts[path].split()) for path in pages)
     if count >= MAX_DOC_WORDS:

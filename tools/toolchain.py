@@ -1,6 +1,6 @@
-"""Which GPU compiler builds the code objects, for which architectures, and the version that the wheel is named after.
+"""Chooses the GPU compiler for the code objects, their architectures, and the version in the wheel's name.
 
-It depends on the toolchain only, never on the machine's hardware: a build gives the same wheel wherever it runs.
+The choice depends on installed software only, never on the hardware, so every machine builds the same wheel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Toolchain(NamedTuple):
 
 
 class MissingError(RuntimeError):
-    """No compiler for what was asked for; the text says what to do."""
+    """No compiler for the requested code; the message says what to do."""
 
 
 def _output(*command: str) -> str:
@@ -140,11 +140,11 @@ def torch_build(folder: Path) -> tuple[str | None, str | None]:
 def choose(kind: str, torch: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[Toolchain | None, str]:
     """The toolchain for OPENMYTHOS_BUILD=kind, and a sentence that says why; None builds no GPU code.
 
-    "auto" follows torch: GPU code for the vendor that it was built for, if that vendor's compiler is here. A torch
-    for CUDA beside ROCm and without nvcc is what pip's isolated builds have on a ROCm machine: that gives ROCm.
+    "auto" follows torch: GPU code for the vendor that it was built for, if that vendor's compiler is installed. On a
+    ROCm machine pip's isolated builds have a torch for CUDA but no nvcc: that gives ROCm.
 
     Raises:
-        MissingError: when "cuda" or "rocm" was asked for and cannot be built.
+        MissingError: when "cuda" or "rocm" was requested and cannot be built.
     """
     cuda, hip = torch_build(torch) if torch else (None, None)
     if kind == "cuda":

@@ -1,3 +1,3 @@
-"""Triton kernels, one subject a file: configs, kernels, launchers. Installed as openmythos.triton_kernels."""
+"""Triton kernels, one subject per file: configs, kernels, launchers. Installed as openmythos.triton_kernels."""
 
 from __future__ import annotations

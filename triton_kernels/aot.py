@@ -1,4 +1,4 @@
-"""Compiles launches ahead of time for a target that this machine does not have, and says what came out."""
+"""Compiles launches ahead of time for a target that this machine does not have, and reports on the code objects."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def gpu_target(target: Target) -> GPUTarget:
 
 
 class Specialised(NamedTuple):
-    """A kernel with the types and the specialisation that the JIT would give it, and the arguments that are left."""
+    """A kernel with the types and specialisation that the JIT would choose, and the remaining run-time arguments."""
 
     source: ASTSource
     arguments: list[Any]
 
 
 def specialise(launch: Launch, target: Target) -> Specialised:
-    """What the JIT would compile for this launch: None and 1 become constants, multiples of 16 are known as such.
+    """The specialisation that the JIT would compile: None and 1 become constants, multiples of 16 are marked.
 
-    A tuple's elements are arguments of their own.
+    Each element of a tuple is an argument of its own.
     """
     signature: dict[str, Any] = {}
     arguments: list[Any] = []
@@ -92,7 +92,7 @@ def specialise(launch: Launch, target: Target) -> Specialised:
 
 @contextmanager
 def _without_line_info() -> Iterator[None]:
-    """Code objects carry source paths and line numbers otherwise, and their hash would follow a comment."""
+    """Compile without source paths and line numbers, so that editing a comment changes no code object's hash."""
     name = "TRITON_DISABLE_LINE_INFO"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -113,12 +113,12 @@ def compile_launch(launch: Launch, target: Target) -> CompiledKernel:
 
 
 def label(launch: Launch) -> str:
-    """What a kernel was built with, on one line: its constexprs and options."""
+    """A kernel's constexprs and options, on one line."""
     return " ".join(f"{name}={value}" for name, value in {**launch.constexprs, **launch.options}.items())
 
 
 class Facts(NamedTuple):
-    """What a code object needs and contains: a row of the golden table."""
+    """The resources and instructions of a code object: a line of the golden table."""
 
     registers: int
     spills: int
@@ -131,7 +131,7 @@ class Facts(NamedTuple):
 def facts(compiled: CompiledKernel, target: Target) -> Facts:
     """Registers, spills, shared bytes, matrix instructions and the widest global load (bits) of a code object.
 
-    They are kept beside the code object in Triton's cache: assembling for NVIDIA takes longer than all the rest.
+    Cached beside the code object in Triton's cache, since assembling for NVIDIA takes longer than everything else.
     """
     kept, name = get_cache_manager(compiled.hash), f"facts-{_version()}.json"
     path = kept.get_file(name)

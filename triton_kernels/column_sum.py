@@ -1,4 +1,4 @@
-"""Sums of columns in a fixed order: the second half of a gradient that programs first summed over their own rows."""
+"""Sums over programs in a fixed order: the second step of a gradient that each program first summed over its rows."""
 
 from __future__ import annotations
 

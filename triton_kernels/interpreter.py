@@ -1,7 +1,7 @@
-"""Puts right what Triton's interpreter gets wrong (3.6.0 with NumPy 2.4), so that its values are those of a GPU.
+"""Fixes bugs of Triton's interpreter (3.6.0 with NumPy 2.4), so that it computes the same values as a GPU.
 
-Found there: float32 to bfloat16 cuts the mantissa off instead of rounding it to nearest even, products of bfloat16
-matrices multiply the stored bits as integers, and a loop's bound that is not a plain int raises.
+The bugs: float32 to bfloat16 truncates instead of rounding to nearest even, products of bfloat16 matrices multiply the
+stored bits as integers, and a loop bound that is not a plain int raises.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _widened(data: np.ndarray) -> np.ndarray:
 
 
 def correct() -> None:
-    """Replace the wrong parts of the interpreter in this process; a second call changes nothing."""
+    """Patch the interpreter in this process; a second call changes nothing."""
     if getattr(InterpreterBuilder, "openmythos_corrected", False):
         return
     InterpreterBuilder.openmythos_corrected = True

@@ -1,7 +1,7 @@
 """`launch`, which starts every kernel, and the target that it starts for.
 
-A launcher allocates its outputs and calls `launch`. Usually that runs the kernel on the current device; inside
-`executing(...)` it hands the launch to another program: ahead-of-time compilation, or an emulator of the target.
+A launcher allocates its outputs and calls `launch`. By default that runs the kernel on the current device; inside
+`executing(...)` it passes the launch to ahead-of-time compilation or to an emulator of the target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if triton.knobs.runtime.interpret:
 
 
 class Target(NamedTuple):
-    """What a launcher decides by: the architecture ("sm90", "gfx1151") and its number of SMs or compute units."""
+    """What a launcher's decisions depend on: the architecture ("sm90", "gfx1151"), the number of SMs or CUs."""
 
     arch: str
     processors: int
@@ -60,7 +60,7 @@ _executor: ContextVar[_Executor | None] = ContextVar("openmythos_triton_executor
 
 @contextmanager
 def executing(target: Target, run: Callable[[Launch], None]) -> Iterator[None]:
-    """Hand every launch inside the block to `run`, as if the current device were `target`."""
+    """Pass every launch inside the block to `run`, as if the current device were `target`."""
     token = _executor.set(_Executor(target, run))
     try:
         yield
@@ -77,7 +77,7 @@ def _device_target(index: int) -> Target:
 
 
 def target_of(x: torch.Tensor) -> Target:
-    """The target that kernels on x's device are launched for; the interpreter on the CPU takes sm90's configs."""
+    """The target that kernels on x's device are launched for; the interpreter on the CPU uses sm90's configs."""
     executor = _executor.get()
     if executor is not None:
         return executor.target

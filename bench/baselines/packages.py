@@ -1,7 +1,7 @@
-"""Public GPU packages, each called where it is installed and supports the shape; elsewhere the reason why not.
+"""Public GPU packages, each called if it is installed and supports the shape; otherwise the reason why not.
 
-Results are checked before they are timed, and exceptions become reasons, so that a changed interface cannot produce
-a wrong ratio.
+Results are checked before they are timed, and exceptions become reasons, so that a changed interface cannot produce a
+wrong ratio.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAGE = 64
 def _baseline(
     package: str, device: torch.device, make: Callable[[], Function], *, min_capability: int = 80
 ) -> Function | str:
-    """The function that `make` returns, made at the first call, or the reason why the package cannot run here.
+    """The function that `make` returns, created at the first call, or the reason why the package cannot run here.
 
     min_capability: ten times the compute capability that it needs, 90 for Hopper.
     """

@@ -10,9 +10,9 @@
 #include "tensor.h"
 #include "types.h"
 
-// Argument checks whose message is one sentence: the op, the argument, its value and what is allowed.
+// Argument checks. A message is one sentence: the op, the argument, its value and what is allowed.
 
-// tools/recording_driver builds the ops to run the GPU path on CPU tensors, before a driver that records.
+// tools/recording_driver builds the ops so that CPU tensors take the GPU path, on a driver that records every call.
 #ifdef OPENMYTHOS_RECORDING
 #define OPENMYTHOS_LIBRARY openmythos_fake
 constexpr bool OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU = true;
@@ -23,12 +23,12 @@ constexpr bool OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU = false;
 
 namespace openmythos {
 
-// Whether the op runs, or only returns the reason why it cannot run.
+// run: the op computes. ask: it only returns the reason why it cannot.
 enum class Mode { run, ask };
 
 class Checks {
 public:
-    // The kernels of the device of `first`, the op's first tensor, serve the call.
+    // `first`, the op's first tensor, decides on which device the op runs.
     Checks(const char* op, const Tensor& first, Mode mode = Mode::run)
         : op_(op), mode_(mode), on_gpu_(OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU || first.is_cuda()) {
         require(first.is_cpu() || on_gpu_, "the tensors are on neither a CPU nor a CUDA or ROCm device");
@@ -38,7 +38,7 @@ public:
     bool on_gpu() const { return on_gpu_; }
     bool asks() const { return mode_ == Mode::ask; }
 
-    // The parts of the message are joined only if the check fails.
+    // Takes parts, so that the message is only built if the check fails.
     template <class... Parts>
     void require(bool ok, const Parts&... parts) const {
         if (ok) [[likely]]
@@ -59,7 +59,7 @@ public:
             ok = size < 0 || x.size(axis) == size;
             axis++;
         }
-        // The texts are made for a message only: they cost more than everything else that a call does here.
+        // Formatting the shapes costs more than all checks of a call, so only a failure pays for it.
         if (!ok) require(false, name, " has shape ", text(x), ", expected ", text(sizes));
         same_device(x, name);
         const int64_t last = x.dim() - 1;
@@ -67,7 +67,6 @@ public:
                 last < 0 ? 1 : x.stride(last), ", expected 1");
     }
 
-    // On the device of the first tensor.
     void same_device(const Tensor& x, const char* name) const {
         if (!on_gpu_ || OPENMYTHOS_CPU_TENSORS_STAND_FOR_GPU) {
             require(x.is_cpu(), name, " is on another device, expected the CPU");
@@ -75,7 +74,7 @@ public:
         }
         require(x.is_cuda() && x.get_device_index() == device_, name, " is on another device, expected cuda:", device_);
     }
-    // Index of the GPU that the tensors are on; 0 where they are on the CPU.
+    // Index of the tensors' GPU; 0 if they are on the CPU.
     int device() const { return device_; }
 
     void contiguous(const Tensor& x, const char* name) const {
@@ -133,7 +132,7 @@ public:
         return x.data_ptr();
     }
 
-    // Every row is 16-byte aligned.
+    // Requires every row to be 16-byte aligned.
     void aligned(const Tensor& x, const char* name) const {
         bool ok = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
         const int64_t size = x.scalar_type() == ScalarType::Float ? 4 : 2;

@@ -2,8 +2,8 @@
 
 #include "run.h"
 
-// Registers op `name` for CPUs and GPUs, and `name`_reason, which returns why the op cannot run on the same inputs, or
-// "". One function each serves both kinds of device.
+// Registers op `name`, and `name`_reason, which returns why the op cannot run on the same inputs, or "". One function
+// each serves both CPU and GPU.
 #define OPENMYTHOS_REGISTER(name, inputs, outputs)                                \
     STABLE_TORCH_LIBRARY_FRAGMENT(OPENMYTHOS_LIBRARY, m) {                        \
         m.def(#name "(" inputs ", " outputs ") -> ()");                           \

@@ -8,7 +8,7 @@ namespace openmythos {
 
 namespace {
 
-// Beside this library.
+// The folder beside this library.
 std::string code_objects_folder() {
     Dl_info info{};
     dladdr(reinterpret_cast<const void*>(&code_objects_folder), &info);

@@ -8,16 +8,16 @@
 #include "checks.h"
 #include "cpu/threads.h"
 
-// How the binding of an op runs its kernels.
+// Running kernels from the binding of an op.
 
 namespace openmythos {
 
 runtime::Runtime& gpu_runtime();
 
-// On torch's current stream of the tensors' device.
+// Launches on torch's current stream of the tensors' device.
 void launch(const Checks& check, const runtime::Launch& launch, const void* args);
 
-// Raises the reason why no kernel runs on the tensors' device.
+// Throws the reason if no kernel can run on the tensors' device.
 void require_device(const Checks& check);
 
 template <auto kernel, class Args>
@@ -28,7 +28,7 @@ void run_on_cpu([[maybe_unused]] const Args& args) {
 #endif
 }
 
-// What `check` throws, or "". A refusal is rare, so the exception costs nothing that counts.
+// What `check` throws, or "". Refusals are rare, so the cost of the exception does not matter.
 template <class Check>
 std::string reason_of(const Check& check) {
     try {

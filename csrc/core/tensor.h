@@ -9,14 +9,14 @@
 #include <utility>
 #include <vector>
 
-// Arguments of an op as its function takes them. torch::stable::Tensor asks torch anew for each size and stride, finds
-// a dtype by calling a function for every one that there is, and counts references: a quarter of what a call costs.
+// The argument types of op functions. torch::stable::Tensor calls torch for each size and stride, finds a dtype by
+// calling one function per known dtype, and counts references, which together take a quarter of a call's time.
 
 namespace openmythos {
 
 using torch::headeronly::ScalarType;
 
-// A tensor that the call owns, whose facts are read once.
+// A tensor that the call owns; its sizes, strides, dtype and device are read once.
 class Tensor {
 public:
     explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
@@ -49,7 +49,7 @@ public:
     }
 
     ScalarType scalar_type() const {
-        // The usual ones first, by their codes.
+        // The most frequent ones first.
         static const std::pair<int32_t, ScalarType> known[] = {{aoti_torch_dtype_float32(), ScalarType::Float},
                                                                {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
                                                                {aoti_torch_dtype_float16(), ScalarType::Half},
@@ -74,7 +74,7 @@ public:
         return data;
     }
 
-    // The same tensor for torch's functions.
+    // The same tensor, for calls of torch's functions.
     torch::stable::Tensor stable() const {
         AtenTensorHandle another = nullptr;
         TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle_.get(), &another));
@@ -92,7 +92,7 @@ private:
     int32_t dtype_ = 0, device_type_ = 0;
 };
 
-// What torch passes, which the call owns from here on, as a T.
+// Converts a value passed by torch to T and takes ownership of it.
 template <class T>
 struct Taken {
     static T from(StableIValue value) { return torch::stable::detail::to<T>(value); }
@@ -143,7 +143,8 @@ private:
     }
 };
 
-// A function of Tensor, std::optional<Tensor>, std::vector<Tensor> and plain values as torch calls a kernel.
+// Adapts a function of Tensor, std::optional<Tensor>, std::vector<Tensor> and plain values to torch's calling
+// convention.
 template <auto function>
 constexpr void (*boxed)(StableIValue*, uint64_t, uint64_t) = &Boxed<function>::call;
 

@@ -2,8 +2,8 @@
 
 #include <stdint.h>
 
-// Plain data that host code, CPU kernels and GPU kernels read alike. CPU kernels compile with different -m flags, so
-// no function here may be emitted out of line.
+// Plain data that host code, CPU kernels and GPU kernels share. CPU kernels compile with different -m flags, so no
+// function here may be emitted out of line.
 
 namespace openmythos {
 

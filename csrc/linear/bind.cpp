@@ -1,7 +1,7 @@
 #include "../core/register.h"
 #include "args.h"
 
-// Only CPUs have these kernels: on GPUs cuBLAS and hipBLASLt serve dense products.
+// CPU only: on GPUs cuBLAS and hipBLASLt compute dense products.
 
 namespace openmythos {
 

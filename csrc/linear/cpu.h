@@ -3,13 +3,13 @@
 #include "gemm.h"
 #include "tasks.h"
 
-// out (tokens, O) = A W^T for tokens that are already packed: the whole of `linear` and the last half of a SwiGLU.
+// out (tokens, O) = A W^T for packed tokens: all of `linear`, and the second half of a SwiGLU.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
 constexpr int64_t PROJECT_ROWS = 240;  // a multiple of every panel
 
-// Floats a worker needs: C^T and its transpose.
+// Floats per worker, for C^T and its transpose.
 OPENMYTHOS_INLINE int64_t projection_scratch() { return 2 * padded_rows(PROJECT_ROWS) * BLOCK_GROUPS * VL; }
 
 template <class T>
@@ -22,7 +22,7 @@ static void project(const Threads& threads, const Tokens<T>& tokens, const T* w,
                                 : ceil_div(int64_t(393216), k * int64_t(sizeof(T)));
     rows = min_of(PROJECT_ROWS, round_up(max_of(min_of(rows, ceil_div(o, threads.count)), 1), 24));
     int64_t row_blocks = ceil_div(o, rows);
-    // The rest goes with the last block, whose weights are then still in cache.
+    // The remainder runs with the last block, whose weights are then still in cache.
     for_tasks(threads, max_of(blocks, 1) * row_blocks, [&](int64_t task, int64_t worker) {
         float* c = scratch + worker * projection_scratch();
         float* t = c + projection_scratch() / 2;

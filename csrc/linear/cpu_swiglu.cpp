@@ -4,7 +4,7 @@
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Rows of one chunk bound the scratch memory; this many rows are limited by arithmetic.
+// Chunks bound the scratch memory; one of this size is compute-bound, so splitting costs nothing.
 constexpr int64_t CHUNK_TOKENS = 4096;
 
 template <class T>

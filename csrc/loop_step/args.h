@@ -15,7 +15,7 @@ struct LoopStepArgs {
     const int32_t* t_rows;  // null: every row is at loop t
     int64_t n;
     int32_t d, rank, scale_rows, loop_dim, t;
-    int32_t aligned;  // set by plan.cpp, as the frequencies: see RmsNormArgs
+    int32_t aligned;  // as in RmsNormArgs; set by plan.cpp, as are the frequencies
     float threshold, eps;
     // -2 log2(theta) / loop_dim as the sum of two floats; times i it is the exponent of the i-th loop frequency.
     float frequency_hi, frequency_lo;

@@ -5,7 +5,7 @@ namespace openmythos::cpu::OPENMYTHOS_ISA {
 
 namespace {
 
-// A row whose type is known at compile time, and one whose type is not: for mixed dtypes.
+// Row: a row whose type is known at compile time. AnyRow: for calls of mixed dtypes.
 template <class T>
 struct Row {
     T* p;
@@ -13,8 +13,8 @@ struct Row {
     OPENMYTHOS_INLINE_MEMBER vec get(int64_t i, int64_t n) const { return load_upto(p + i, n); }
     OPENMYTHOS_INLINE_MEMBER void put(int64_t i, vec x, int64_t n) const { store_upto(p + i, x, n); }
     OPENMYTHOS_INLINE_MEMBER void put_streaming(int64_t i, vec x) const { stream(p + i, x); }
-    // Prefetches the same columns, `ahead` elements further on.
-    OPENMYTHOS_INLINE_MEMBER void ask(int64_t i, int64_t ahead) const {
+    // Prefetches column i of a later row, `ahead` elements away.
+    OPENMYTHOS_INLINE_MEMBER void prefetch(int64_t i, int64_t ahead) const {
         _mm_prefetch((const char*)(p + i + ahead), _MM_HINT_T1);
         if (sizeof(T) * VL == 64) _mm_prefetch((const char*)(p + i + VL + ahead), _MM_HINT_T1);
     }
@@ -34,7 +34,7 @@ struct AnyRow {
                                 : store_upto(static_cast<bf16*>(x.data) + i, y, n);
     }
     void put_streaming(int64_t i, vec y) const { put(i, y, VL); }
-    void ask(int64_t, int64_t) const {}
+    void prefetch(int64_t, int64_t) const {}
 };
 
 template <int N>
@@ -42,7 +42,7 @@ struct Count {};
 
 struct Embeddings {
     const double* frequency;  // ceil(loop_dim / 2)
-    float* table;  // rows of loop_dim for t + 1 of first .. first + count - 1; none when the range is too wide
+    float* table;  // row t - first: the embedding of loop t + 1; unused, with count 0, if loops are far apart
     int64_t first, count;
 };
 constexpr int64_t MAX_EMBEDDINGS = 1024;
@@ -56,7 +56,7 @@ void embed(const LoopStepArgs& args, const double* frequency, int64_t t, float* 
     }
 }
 
-// Large outputs bypass the cache: a normal store would first read each line. In-place outputs are in cache already.
+// Streaming stores skip the read for ownership. They pay for large outputs that are not in cache and not read soon.
 bool streams(const LoopStepArgs& args, const Matrix& out, const Matrix& source) {
     if (!out.data || out.data == source.data || args.n * int64_t(args.d) < (1 << 20) || int64_t(args.d) % VL)
         return false;
@@ -69,7 +69,7 @@ struct Step {
     Embeddings embeddings;
     bool stream_h, stream_h_out, stream_next;
 
-    // low[r][k] = (block_out[r] . lora_down[k]) * lora_scale: four rows by four ranks a sweep.
+    // low[r][k] = (block_out[r] . lora_down[k]) * lora_scale, four rows by four ranks per sweep.
     template <class R, int N>
     void low_rank(const R (&block_out)[N], int64_t first, float* low) const {
         const int64_t d = int64_t(args.d);
@@ -95,7 +95,7 @@ struct Step {
             };
             int64_t i = 0;
             for (; i + 2 * VL <= d; i += 2 * VL) {
-                for (int r = 0; N == 4 && k == 0 && r < N; r++) block_out[r].ask(i, N * args.block_out.stride);
+                for (int r = 0; N == 4 && k == 0 && r < N; r++) block_out[r].prefetch(i, N * args.block_out.stride);
                 sweep(i, VL);
                 sweep(i + VL, VL);
             }
@@ -143,7 +143,7 @@ struct Step {
         };
         Row<float> h_out[N];
         for (int r = 0; r < N; r++) h_out[r] = Row<float>::of(args.h_out, first + r);
-        // Two columns of vectors share every broadcast of `low`; n counts in the last one.
+        // C vectors of columns share every broadcast of `low`; the last one has n elements.
         auto sweep = [&]<int C>(Count<C>, int64_t i, int64_t n) __attribute__((always_inline)) {
             vec x[N][C];
 #pragma GCC unroll 4
@@ -151,9 +151,9 @@ struct Step {
 #pragma GCC unroll 2
                 for (int c = 0; c < C; c++) x[r][c] = block_out[r].get(i + c * VL, n);
                 if (C == 2 && N == 4) {
-                    h[r].ask(i, N * args.h.stride);
-                    e[r].ask(i, N * args.e.stride);
-                    h_out[r].ask(i, 0);
+                    h[r].prefetch(i, N * args.h.stride);
+                    e[r].prefetch(i, N * args.e.stride);
+                    h_out[r].prefetch(i, 0);
                 }
             }
             for (int64_t k = 0; k < rank; k++) {
@@ -219,14 +219,14 @@ template <class R>
 void run(const Threads& threads, const Step& step, float* scratch, int64_t per_worker) {
     constexpr int64_t TASK = 16;
     const int64_t n = step.args.n;
-    // Few rows are shared out one by one.
+    // With few rows, tasks are smaller so that every thread gets some.
     int64_t task_rows = n >= TASK * threads.count ? TASK : max_of(1, n / max_of(threads.count, 1));
     for_tasks(threads, ceil_div(n, task_rows), [&](int64_t task, int64_t worker) {
         float* own = scratch + worker * per_worker;
         int64_t row = task * task_rows, end = min_of(n, row + task_rows);
         for (; row + 4 <= end; row += 4) step.rows<R, 4>(row, own);
         for (; row < end; row++) step.rows<R, 1>(row, own);
-        // Streaming stores are weakly ordered: make them visible before the task counts as done.
+        // Streaming stores are weakly ordered: make them visible before the task ends.
         _mm_sfence();
     });
 }

@@ -2,9 +2,10 @@
 #include "../core/gpu/rows.h"
 #include "args.h"
 
-// One pass over rows of D between two runs of the recurrent block. A block has ROWS rows, and a thread the same VECTORS
-// vectors of eight columns in each: every weight that it loads serves ROWS rows, and rows stay in registers from the
-// first read to the last write. ROWS * VECTORS is always 4, which is 64 registers for the new h and the next input.
+// One pass over rows of D between two runs of the recurrent block. A thread block has ROWS rows; each thread has the
+// same VECTORS vectors of eight columns in every row, so each weight that it loads serves ROWS rows. Rows stay in
+// registers from the first read to the last write. ROWS * VECTORS is always 4, which takes 64 registers for the new h
+// and the next input.
 
 namespace openmythos::gpu {
 
@@ -15,7 +16,7 @@ constexpr int STEP_THREADS = 512;
 // sin(x), or with one quarter turn cos(x), for 0 <= x up to about 1e5. The error is below 2^-23.
 OPENMYTHOS_DEVICE float sine(float x, int quarter_turns) {
     float turns = __builtin_rintf(x * 0.636619772f);
-    // pi/2 in three parts, of which the first two have few enough bits for exact products.
+    // pi/2 in three parts, the first two short enough that their products are exact.
     x = fma(turns, -1.5703125f, x);
     x = fma(turns, -4.837512969970703125e-4f, x);
     x = fma(turns, -7.54978995489188216e-8f, x);
@@ -152,9 +153,9 @@ OPENMYTHOS_DEVICE void loop_step(const LoopStepArgs& p) {
         }
         sync_block();
     }
-    if (p.rank == 0) sync_block();  // for the embedding; the loop above has barriers
+    if (p.rank == 0) sync_block();  // makes the embedding visible; with rank > 0 the loop above has barriers
 
-    // y becomes block_out + low lora_b, and later the new h; z is the next input before its norm.
+    // y is now block_out + low lora_b and later the new h; z is the next input before its norm.
 #pragma unroll
     for (int c = 0; c < VECTORS; c++) {
         int i = thread * VEC + c * step;

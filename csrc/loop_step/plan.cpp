@@ -16,11 +16,11 @@ Planned<LoopStepArgs> plan(LoopStepArgs p, int multiprocessors) {
     for_each_wide_parameter(p, [&](const float* x) { fast = fast && is_aligned(x); });
     p.aligned = fast;
 
-    constexpr int64_t THREADS = 512, VECTORS = 4;  // rows of a block times vectors of a thread
+    constexpr int64_t THREADS = 512, VECTORS = 4;  // VECTORS: rows per block times vectors per thread
     const int64_t table = p.x_next.data ? int64_t(p.loop_dim) * 4 : 0;
     int rows = 1;
     if (fast) {
-        // More rows per block read the low-rank matrices less often, as long as every multiprocessor has work.
+        // More rows per block read the low-rank matrices less often, but every multiprocessor should have a block.
         for (int each : {4, 2}) {
             if (p.d > THREADS * VEC * VECTORS / each || p.n < int64_t(each) * multiprocessors) continue;
             if (p.t_rows && table * each > MAX_LOOP_DIM * 4) continue;

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int WIDTHS = sizeof(MLA_WIDTHS) / sizeof(MLA_WIDTHS[0]);
 constexpr unsigned THREADS = 256;
-constexpr int64_t TOKENS = 4, FOLD_COLUMNS = 64, COMBINE_COLUMNS = 16;  // of a block
+constexpr int64_t TOKENS = 4, FOLD_COLUMNS = 64, COMBINE_COLUMNS = 16;  // per block
 constexpr int64_t MIN_KEYS_PER_SPLIT = 64, MAX_SPLITS = 256;
 
 #define OPENMYTHOS_MLA_NAMES(name)                                                          \
@@ -24,7 +24,7 @@ constexpr const char* NAMES_ROWS32[TYPES][WIDTHS] = {
     {"openmythos_mla_absorbed_f16_256_32_rows32", "openmythos_mla_absorbed_f16_384_32_rows32",
      "openmythos_mla_absorbed_f16_512_64_rows32"}};
 
-// Rows (token, head) of a block: more rows read the latent less often, but 32 need more than 16 rows to pay.
+// Rows (token, head) per block: more rows read the latent less often, but 32 only pay if there are more than 16.
 int64_t block_rows(const MlaArgs& p) {
     if (p.type == Type::float32) return p.dc > 384 ? 8 : 16;
     return p.dc <= 512 && int64_t(p.t) * p.h > 16 ? 32 : 16;
@@ -49,7 +49,7 @@ MlaAbsorbedPlan absorbed_plan(MlaArgs p, int multiprocessors) {
     const int64_t blocks = p.b * ceil_div(int64_t(p.t) * p.h, block_rows(p));
     const int64_t wanted = multiprocessors * resident(p) / std::max<int64_t>(blocks, 1);
     p.splits = int32_t(std::max<int64_t>(1, std::min({wanted, ceil_div(p.total, MIN_KEYS_PER_SPLIT), MAX_SPLITS})));
-    // No more blocks than multiprocessors: each reads all splits of its head.
+    // Each block reads all splits of its head, so there are no more blocks than multiprocessors.
     const int64_t heads = std::max<int64_t>(ceil_div(int64_t(p.b) * p.t, TOKENS) * p.h, 1);
     const int64_t max_blocks = std::max<int64_t>(ceil_div(p.dv, COMBINE_COLUMNS), 1);
     const int64_t each = std::clamp<int64_t>(multiprocessors / heads, 1, max_blocks);

@@ -20,30 +20,31 @@ struct MlaArgs {
     int32_t b, t, h, dn, dr, dc, dv;
     int32_t total;                                        // keys of a full sequence
     int32_t page, splits, causal, wide_lens, wide_table;  // wide: 64-bit integers
-    int32_t columns;                                      // of out per block of the last launch
+    int32_t columns;                                      // columns of out per block of the last launch
     float scale;                                          // times log2(e) for GPU kernels
     Type type;
 };
 
-// Keys of sequence b, which may hold fewer than `total`.
+// The number of keys of sequence b, at most `total`.
 __attribute__((always_inline)) static inline int64_t sequence_length(const MlaArgs& p, int64_t b) {
     if (!p.seq_lens) return p.total;
     return p.wide_lens ? static_cast<const int64_t*>(p.seq_lens)[b] : static_cast<const int32_t*>(p.seq_lens)[b];
 }
 
-// 16-bit elements of shared memory for two stages, each with tiles of `columns` keys, nope then rope part, and one of
-// values. `columns` is also the width of a shared tile.
+// 16-bit elements of shared memory for two stages. Each stage holds key tiles, nope then rope part, and a value tile,
+// for `columns` keys; `columns` is also the width of a shared tile.
 constexpr int mla_decompressed_elements(int columns, int dn, int dr, int dv) {
     return 2 * columns * ((dn + dr + columns - 1) / columns * columns + dv);
 }
 
-// Attention to the keys and values of each head, and the gather of the latent that they are computed from.
+// Arguments of two kernels: the attention to each head's keys and values, and the gather of the latent that they are
+// computed from.
 struct MlaDecompressedArgs {
     const void *q_nope, *q_rope;
     const void *keys, *values;  // (b, keys, h dn) and, transposed, (b, h dv, keys), contiguous
     const void *latent, *k_rope;
     const void *seq_lens, *block_table;  // null: sequences are full; the cache is not paged
-    void* gathered;                      // (b, padded, dc + dr), zero from a sequence's length on
+    void* gathered;                      // (b, padded, dc + dr), zero past a sequence's length
     void* out;
     float* lse;
     int64_t q_nope_b, q_nope_t, q_nope_h, q_rope_b, q_rope_t, q_rope_h, out_b, out_t, out_h, lse_b;

@@ -95,7 +95,7 @@ MlaArgs fill(const Checks& check, bool absorbed, const Tensor& q_nope, const Ten
         check_lengths(check, args);
         return args;
     }
-    // Sizes before alignment: a size that no kernel has is what the caller has to change.
+    // Sizes are checked before alignment: aligning the rows would not help a size that no kernel has.
     absorbed ? check_absorbed(check, args) : check_decompressed(check, args);
     for (auto [x, name] : {std::pair{&latent, "latent"}, std::pair{&k_rope, "k_rope"}, std::pair{&w_uk, "w_uk"},
                            std::pair{&w_uv, "w_uv"}})
@@ -128,8 +128,8 @@ void mla_absorbed(const Tensor& q_nope, const Tensor& q_rope, const Tensor& late
     for (const runtime::Launch* each : {&plan.fold, &plan.splits, &plan.combine}) launch(check, *each, &plan.args);
 }
 
-// Multiplies keys, and values transposed, out of the latent, so that both products of the attention contract over
-// their innermost dimension. Heads are independent: as many at a time as fit the memory meant for them.
+// Computes keys, and transposed values, from the latent: both products of the attention then contract over their
+// innermost dimension. Heads are independent, and run as many at a time as the memory limit allows.
 void launch_decompressed(const Checks& check, const MlaArgs& p, const torch::stable::Tensor& like,
                          torch::stable::Tensor latent, torch::stable::Tensor w_uk, torch::stable::Tensor w_uv) {
     MlaDecompressedArgs args = runtime::decompressed_args(p);

@@ -9,7 +9,7 @@ namespace openmythos::gpu {
 
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
-// Where a key is: its sequence or page, and its row in that.
+// Where a key is: its sequence or page, and its row there.
 struct KeyPlace {
     int64_t sequence;
     int row;
@@ -26,7 +26,7 @@ OPENMYTHOS_DEVICE int length_of(const Params& p, int batch) {
     return length < 0 ? 0 : length < p.total ? length : p.total;
 }
 
-// `key` must be below the length: later pages may not exist.
+// `key` must be below the sequence's length: later pages may not exist.
 template <class Params>
 OPENMYTHOS_DEVICE KeyPlace place_of(const Params& p, int batch, int key) {
     if (!p.page) return {batch, key};

@@ -9,17 +9,17 @@ namespace {
 
 constexpr int64_t BATCH_BYTES = int64_t(64) << 20;
 
-// Every (token, head) is a query row of width dc + dr. All share one key and value head, the latent row. With few query
-// rows the keys are split over the threads, and the partial results merged exactly.
+// Every (token, head) is a query row of width dc + dr; all share one key, the latent row itself. With few rows the
+// keys are split over the threads, and the splits are merged exactly.
 template <class T>
 struct Absorbed {
     const MlaArgs& args;
     const MlaSizes size{args};
     int64_t rows = 0, q_stride = 0, ldo = 0, splits = 0, chunks = 0;
-    bool one_buffer = false;   // k_rope follows latent in memory, so one dot product covers both
+    bool one_buffer = false;   // k_rope follows the latent in memory, so one dot product covers both
     T* q = nullptr;            // (batch, rows, q_stride): folded q_nope, then q_rope
     float* partial = nullptr;  // (batch, splits, rows, ldo)
-    float* state = nullptr;    // (batch, splits, 2, rows): top and sum
+    float* state = nullptr;    // (batch, splits, 2, rows): maximum and sum
 
     // q_nope w_uk for the tokens of one head.
     void fold_queries(int64_t b, int64_t slot, int64_t h, int64_t first, float* packed, float* o) const {
@@ -64,8 +64,9 @@ struct Absorbed {
         for (int64_t i = 0; i < count; i++) online.limit[i] = int32_t(visible_keys(args, b, (first + i) / size.h));
         online.start(count, groups);
         float* o = partial + ((slot * splits + split) * (rows + 8) + first) * ldo;
-        int64_t share = round_up(ceil_div(online.most, splits), 16);
-        int64_t begin = min_of(online.most, split * share), end = min_of(online.most, begin + share);
+        int64_t split_keys = round_up(ceil_div(online.max_limit, splits), 16);
+        int64_t begin = min_of(online.max_limit, split * split_keys),
+                end = min_of(online.max_limit, begin + split_keys);
         int64_t width = one_buffer ? size.dc + size.dr : size.dc;
         int64_t q_group = packed_floats<T>(width), rope_group = packed_floats<T>(size.dr),
                 p_group = packed_floats<T>(KEY_BLOCK);
@@ -142,21 +143,21 @@ struct Absorbed {
     }
 };
 
-// Attention is split into at least this many parts. The number of threads plays no role, so that it does not change
-// results.
+// If there are fewer tasks than this, the keys are split. A constant, so that results do not depend on the number of
+// threads.
 constexpr int64_t PARTS = 16;
 
 template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
     const MlaSizes size{args};
     Absorbed<T> a{args};
-    int64_t most = 0;
-    for (int64_t b = 0; b < size.b; b++) most = max_of(most, sequence_length(args, b));
+    int64_t longest = 0;
+    for (int64_t b = 0; b < size.b; b++) longest = max_of(longest, sequence_length(args, b));
     a.rows = size.t * size.h, a.chunks = ceil_div(a.rows, TILE);
     a.q_stride = round_up(size.dc + size.dr, 64 / int64_t(sizeof(T))), a.ldo = round_up(size.dc, 2 * VL);
     a.one_buffer = static_cast<const T*>(args.latent) + size.dc == args.k_rope && args.latent_b == args.k_rope_b &&
                    args.latent_s == args.k_rope_s;
-    a.splits = max_of(1, min_of(ceil_div(PARTS, size.b * a.chunks), most / 64));
+    a.splits = max_of(1, min_of(ceil_div(PARTS, size.b * a.chunks), longest / 64));
 
     int64_t sequence = a.rows * a.q_stride * int64_t(sizeof(T)) + a.splits * (a.rows + 8) * (a.ldo + 2) * 4;
     int64_t batch = max_of(1, min_of(size.b, BATCH_BYTES / sequence));
@@ -186,8 +187,8 @@ void run(const Threads& threads, const MlaArgs& args) {
             a.fold_queries(b + slot, slot, h, tile * TILE, reinterpret_cast<float*>(own),
                            reinterpret_cast<float*>(own + packed_bytes));
         });
-        // A block of rows writes up to 8 rows past its end. Inside a task the next block overwrites them, and TILE is a
-        // multiple of 8, so that only the last block of a split leaves such rows, in the padding.
+        // A block of rows writes up to 8 rows past its end. Within a task the next block overwrites them, and TILE is a
+        // multiple of 8, so they stay only after a split's last block, where the buffer has room.
         for_tasks(threads, count * parts, [&](int64_t task, int64_t worker) {
             int64_t slot = task / parts, part = task % parts;
             a.attend(b + slot, slot, part / a.splits, part % a.splits, scratch + worker * per_worker);

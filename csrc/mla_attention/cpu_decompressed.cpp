@@ -6,10 +6,10 @@ namespace openmythos::cpu::OPENMYTHOS_ISA {
 
 namespace {
 
-constexpr int64_t KEYS_BYTES = int64_t(64) << 20;  // rebuilt keys and values of one wave of heads
+constexpr int64_t KEYS_BYTES = int64_t(64) << 20;  // rebuilt keys and values of the heads computed at a time
 constexpr int64_t REBUILD = BLOCK_GROUPS * VL;     // keys rebuilt by one task
 
-// Rebuilt K (S, dn + dr) and V^T (dv, S) of some heads of one sequence, then attention head by head.
+// Rebuilds K (S, dn + dr) and V^T (dv, S) of some heads of one sequence, then attends head by head.
 template <class T>
 struct Decompressed {
     const MlaArgs& args;
@@ -18,7 +18,7 @@ struct Decompressed {
     int64_t k_stride = 0, v_stride = 0, latent_group = 0, q_group = 0, p_group = 0;
     int64_t ld_rebuilt = 0, rebuild_floats = 0, attend_floats = 0;
     float* latent = nullptr;               // packed, lanes are keys
-    T *keys = nullptr, *values = nullptr;  // of a wave
+    T *keys = nullptr, *values = nullptr;  // of the heads computed at a time
     float* scratch = nullptr;
 
     int64_t per_worker() const { return max_of(rebuild_floats, attend_floats); }
@@ -63,8 +63,8 @@ struct Decompressed {
             pack_group(source, min_of(VL, queries - g * VL), width, q + g * q_group);
         }
         memset(o, 0, size_t(padded_rows(size.dv) * ldc) * 4);
-        for (int64_t begin = 0; begin < online.most; begin += KEY_BLOCK) {
-            int64_t count = min_of(KEY_BLOCK, online.most - begin);
+        for (int64_t begin = 0; begin < online.max_limit; begin += KEY_BLOCK) {
+            int64_t count = min_of(KEY_BLOCK, online.max_limit - begin);
             gemm_packed<T>(
                 q, q_group, groups, [&](int64_t j) { return k + (begin + j) * k_stride; }, count, width, scores, ldc,
                 false);
@@ -93,10 +93,10 @@ template <class T>
 void run(const Threads& threads, const MlaArgs& args) {
     const MlaSizes size{args};
     Decompressed<T> d{args};
-    int64_t most = 0;
-    for (int64_t b = 0; b < size.b; b++) most = max_of(most, sequence_length(args, b));
+    int64_t longest = 0;
+    for (int64_t b = 0; b < size.b; b++) longest = max_of(longest, sequence_length(args, b));
     constexpr int64_t LINE = 64 / int64_t(sizeof(T));
-    d.k_stride = round_up(size.dn + size.dr, LINE), d.v_stride = round_up(max_of(most, 1), LINE);
+    d.k_stride = round_up(size.dn + size.dr, LINE), d.v_stride = round_up(max_of(longest, 1), LINE);
     d.latent_group = packed_floats<T>(size.dc), d.q_group = packed_floats<T>(size.dn + size.dr);
     d.p_group = packed_floats<T>(KEY_BLOCK), d.ld_rebuilt = padded_rows(size.dn);
     d.rebuild_floats = padded_rows(max_of(size.dn, size.dv)) * REBUILD + REBUILD * d.ld_rebuilt;
@@ -105,14 +105,14 @@ void run(const Threads& threads, const MlaArgs& args) {
     measure.array<float>(padded_rows(KEY_BLOCK) * TILE + 64), measure.array<float>(TILE_GROUPS * d.p_group);
     measure.array<float>(2 * padded_rows(size.dv) * TILE + 64);
     d.attend_floats = measure.used / 4;
-    int64_t head = most * d.k_stride + size.dv * d.v_stride;
+    int64_t head = longest * d.k_stride + size.dv * d.v_stride;
     int64_t wave = min_of(size.h, max_of(threads.count, KEYS_BYTES / max_of(head * int64_t(sizeof(T)), 1)));
     int64_t worker_floats = round_up(d.per_worker(), 16);
     ScratchLayout layout;
     auto divide = [&] {
         layout.used = 0;
-        d.latent = layout.array<float>(ceil_div(most, VL) * d.latent_group);
-        d.keys = layout.array<T>(wave * most * d.k_stride);
+        d.latent = layout.array<float>(ceil_div(longest, VL) * d.latent_group);
+        d.keys = layout.array<T>(wave * longest * d.k_stride);
         d.values = layout.array<T>(wave * size.dv * d.v_stride);
         d.scratch = layout.array<float>(threads.count * worker_floats);
     };
@@ -129,7 +129,7 @@ void run(const Threads& threads, const MlaArgs& args) {
         int64_t blocks = ceil_div(d.length, REBUILD), tiles = ceil_div(size.t, TILE);
         for (int64_t h = 0; h < size.h; h += wave) {
             int64_t heads = min_of(wave, size.h - h);
-            auto keys = [&](int64_t i) { return d.keys + i * most * d.k_stride; };
+            auto keys = [&](int64_t i) { return d.keys + i * longest * d.k_stride; };
             auto values = [&](int64_t i) { return d.values + i * size.dv * d.v_stride; };
             for_tasks(threads, heads * blocks, [&](int64_t task, int64_t worker) {
                 int64_t i = task / blocks;
@@ -137,7 +137,7 @@ void run(const Threads& threads, const MlaArgs& args) {
             });
             for_tasks(threads, heads * tiles, [&](int64_t task, int64_t worker) {
                 int64_t i = task / tiles;
-                // The longest rows first: causal tiles grow.
+                // Longest first: later causal tiles see more keys.
                 d.attend(h + i, keys(i), values(i), (tiles - 1 - task % tiles) * TILE,
                          d.scratch + worker * worker_floats);
             });

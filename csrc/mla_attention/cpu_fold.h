@@ -2,13 +2,12 @@
 
 #include "gemm_tiles.h"
 
-// O (+)= A B with B (K, N) in rows of contiguous N, the transpose of what the other tiles want: sums of rows, for the
-// latent cache and for w_uk, which are both needed in this direction without being stored again.
+// O (+)= A B with B (K, N) and contiguous N, where the other tiles need contiguous K: sums of B's rows. The latent
+// cache and w_uk are multiplied in this direction without a transposed copy.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// R rows by 2 * VL columns, of which n count; `factor` (one a row, or null) is what the old O is multiplied by; null
-// starts at 0.
+// R rows by the first n of 2 * VL columns. `factor` scales the old O, one per row; null overwrites it.
 template <class T, int R>
 static void fold_tile(const float* a, const T* b, int64_t ldb, int64_t k, int64_t n, const float* factor, float* o,
                       int64_t ldo) {
@@ -63,7 +62,7 @@ static void fold_tile(const float* a, const T* b, int64_t ldb, int64_t k, int64_
     }
 }
 
-// O (rows, round_up(n, 2 * VL)), rows of A being lanes of packed groups; up to 7 rows past the last are written.
+// O (rows, round_up(n, 2 * VL)). Rows of A are lanes of packed groups; up to 7 rows past the last are written.
 template <class T>
 static void fold(const float* a, int64_t group, int64_t rows, const T* b, int64_t ldb, int64_t k, int64_t n,
                  const float* factor, float* o, int64_t ldo) {

@@ -2,7 +2,7 @@
 
 #include "gemm.h"
 
-// Online softmax over blocks of scores held as C^T (keys, query lanes): a query is a lane, so nothing is reduced across
+// Online softmax over blocks of scores held as C^T (keys, query lanes). A query is a lane, so nothing is reduced across
 // a vector.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
@@ -11,22 +11,22 @@ constexpr int64_t KEY_BLOCK = 256;
 constexpr int64_t TILE_GROUPS = 3;
 constexpr int64_t TILE = TILE_GROUPS * VL;  // queries attended together
 
-// Of the queries of one tile.
+// State of the queries of one tile.
 struct Online {
-    int32_t limit[TILE];  // keys at and past it are hidden
+    int32_t limit[TILE];  // keys at or past it are masked
     float top[TILE];
     float sum[TILE];
-    float rescale[TILE];  // what earlier results are worth after the last block
-    int32_t most, least;  // of the limits of real queries
+    float rescale[TILE];           // factor for the output summed before the last block
+    int32_t max_limit, min_limit;  // over the real queries, without padding lanes
 
     void start(int64_t queries, int64_t groups) {
-        most = 0, least = INT32_MAX;
+        max_limit = 0, min_limit = INT32_MAX;
         for (int64_t q = 0; q < groups * VL; q++) {
             if (q >= queries) limit[q] = 0;
             top[q] = -__builtin_inff(), sum[q] = 0;
             if (q < queries) {
-                most = int32_t(max_of(most, limit[q]));
-                least = int32_t(min_of(least, limit[q]));
+                max_limit = int32_t(max_of(max_limit, limit[q]));
+                min_limit = int32_t(min_of(min_limit, limit[q]));
             }
         }
     }
@@ -38,8 +38,8 @@ static void softmax_block(Online& online, float* scores, int64_t first, int64_t 
                           float* probabilities, int64_t probability_group) {
     const int64_t ldc = groups * VL;
     const vec hidden = set1(-__builtin_inff()), factor = set1(scale);
-    // Padding lanes have no visible key, and need none.
-    const bool masked = online.least < first + keys;
+    // Padding lanes, whose limit is 0, do not count: nothing reads their results.
+    const bool masked = online.min_limit < first + keys;
     for (int64_t g = 0; g < groups; g++) {
         float* s = scores + g * VL;
         ivec limit = iload(online.limit + g * VL);
@@ -67,7 +67,7 @@ static void softmax_block(Online& online, float* scores, int64_t first, int64_t 
 
 OPENMYTHOS_INLINE float log_of(float x) { return __builtin_logf(x); }
 
-// The sizes of a call in 64 bits, so that no product overflows.
+// The sizes of a call as 64-bit integers, so that no product overflows.
 struct MlaSizes {
     explicit MlaSizes(const MlaArgs& p) : b(p.b), t(p.t), h(p.h), dn(p.dn), dr(p.dr), dc(p.dc), dv(p.dv) {}
     int64_t b, t, h, dn, dr, dc, dv;

@@ -3,8 +3,8 @@
 #include "../core/gpu/row_product.h"
 #include "cache.h"
 
-// Attention of many new tokens to the keys and values of each head. A block has 128 queries of one head, 16 per wave,
-// in registers with their scores, probabilities and output. Tiles of keys and of transposed values pass through two
+// Attention of many new tokens to the keys and values of each head. A block has 128 queries of one head, 16 per wave;
+// queries, scores, probabilities and output stay in registers. Tiles of keys and of transposed values pass through two
 // stages of shared memory. The rope part of a key is shared by all heads and is read from the cache.
 
 namespace openmythos::gpu {
@@ -12,7 +12,7 @@ namespace openmythos::gpu {
 constexpr int DECOMPRESSED_WAVES = 8, DECOMPRESSED_THREADS = DECOMPRESSED_WAVES * WAVE;
 constexpr int DECOMPRESSED_ROWS = DECOMPRESSED_WAVES * TILE, DECOMPRESSED_STAGES = 2;
 
-// Copies ROWS rows of WIDTH elements into swizzled tiles, from column FIRST on.
+// Copies ROWS rows of WIDTH elements into swizzled tiles, starting at the tiles' column FIRST.
 template <int ROWS, int WIDTH, int FIRST>
 struct TileCopy {
     static constexpr unsigned CHUNKS_PER_ROW = WIDTH / CHUNK, TOTAL = ROWS * CHUNKS_PER_ROW;
@@ -42,7 +42,7 @@ struct TileCopy {
     }
 };
 
-// Online softmax, in base 2, of the lane's rows: the maximum over the row, and this lane's part of the sum.
+// Online softmax in base 2 of the lane's rows: the row's maximum, and this lane's part of the sum.
 struct RunningSoftmax {
     float max[LANE_ROWS], sum[LANE_ROWS];
 
@@ -80,10 +80,10 @@ struct RunningSoftmax {
     }
 };
 
-// The query of the block in the lane's r-th row.
+// The index within the block of the query in the lane's r-th row.
 OPENMYTHOS_DEVICE int query_row(int r) { return wave_index() * TILE + fragment_row(r); }
 
-// Which queries the block has. Computed where it is used, since registers are scarce in the main loop.
+// The queries of the block. Recomputed at each use, since registers are scarce in the main loop.
 struct QueryBlock {
     int batch, head, first_row;
 
@@ -97,8 +97,8 @@ struct QueryBlock {
     OPENMYTHOS_DEVICE int row(int r) const { return first_row + query_row(r); }
 };
 
-// BLOCKS: resident blocks per multiprocessor. With wgmma a single one overlaps the scores of a tile with the softmax of
-// the tile before; two blocks overlap each other.
+// BLOCKS: resident blocks per multiprocessor. With wgmma, a single resident block overlaps the scores of a tile with
+// the softmax of the tile before; two blocks overlap each other.
 template <class T, int DN, int DR, int DV, int BLOCKS>
 struct DecompressedBlock {
     static constexpr int KEYS = BLOCK_K, KEY_TILES = (DN + DR + BLOCK_K - 1) / BLOCK_K;
@@ -195,7 +195,7 @@ struct DecompressedBlock {
     }
     OPENMYTHOS_DEVICE void add_values(const Fragment (&probabilities)[KEYS / TILE], const float (&factors)[LANE_ROWS],
                                       const uint16_t* tiles) {
-        // In a long sequence most tiles do not change any maximum of the wave's rows.
+        // In a long sequence most tiles change no maximum of the wave's rows.
         bool changed = true;
         if constexpr (Vendor::SKIPS_RESCALING)
             changed = wave_ballot(factors[0] != 1.f || factors[LANE_ROWS - 1] != 1.f);

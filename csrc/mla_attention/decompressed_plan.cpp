@@ -8,8 +8,8 @@ namespace {
 
 constexpr int HEADS = sizeof(MLA_HEADS) / sizeof(MLA_HEADS[0]);
 constexpr unsigned THREADS = 256;
-constexpr int64_t ROWS = 128, GATHERED_KEYS = 8;  // of a block
-constexpr int64_t MAX_BYTES = int64_t(1) << 30;   // of keys and values in memory
+constexpr int64_t ROWS = 128, GATHERED_KEYS = 8;  // per block
+constexpr int64_t MAX_BYTES = int64_t(1) << 30;   // keys and values in memory at a time
 
 #define OPENMYTHOS_MLA_DECOMPRESSED_NAMES(name)                                                        \
     {"openmythos_mla_decompressed_" name "_64_32_64", "openmythos_mla_decompressed_" name "_96_32_96", \

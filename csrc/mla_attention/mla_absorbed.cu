@@ -2,14 +2,14 @@
 #include "split_kv_mma.h"
 
 // Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are the
-// latent itself, which is read once for all heads. Three launches: fold the queries; attend to one split of the keys
-// for each block of rows (token, head); combine the splits and project through w_uv.
+// latent itself, which all heads share. Three launches: fold the queries; attend each block of rows (token, head) to
+// one split of the keys; combine the splits and project through w_uv.
 
 namespace openmythos::gpu {
 
 constexpr int MLA_THREADS = 256, MLA_WAVES = MLA_THREADS / WAVE;
 constexpr int MAX_HEAD = 256, MAX_LATENT = 1024, MAX_SPLITS = 256;
-constexpr int TOKENS = 4;  // of a block; its weights serve all of them
+constexpr int TOKENS = 4;  // per block; a weight that it loads serves all of them
 
 struct Token {
     int batch, t;
@@ -113,7 +113,7 @@ OPENMYTHOS_DEVICE void combine_splits(const MlaArgs& p) {
     }
     sync_block();
 
-    // With a single token its splits are divided among the threads of the others.
+    // If the block has a single token, all its threads share that token's splits.
     const bool one = first + 1 == p.b * p.t;
     for (int i = thread_index(); i < TOKENS * p.dc / 4; i += MLA_THREADS) {
         const int r = i / (p.dc / 4), c = i % (p.dc / 4) * 4;
@@ -123,7 +123,7 @@ OPENMYTHOS_DEVICE void combine_splits(const MlaArgs& p) {
 #pragma unroll 4
         for (int split = one ? r : 0; split < p.splits; split += one ? TOKENS : 1) {
             float weight = weights[r][split];
-            // A split without keys was not written.
+            // A split without keys was never written.
             Words raw = {};
             if (weight != 0.f) raw = load_cached(part + split * rows * p.dc);
 #pragma unroll
@@ -182,7 +182,7 @@ OPENMYTHOS_DEVICE void combine_splits(const MlaArgs& p) {
     }
 }
 
-// `blocks`: resident blocks per multiprocessor that the registers are limited for.
+// `blocks`: resident blocks per multiprocessor, which limits the registers.
 #define OPENMYTHOS_MLA_SPLITS(name, T, dc, dr, blocks, ...) \
     OPENMYTHOS_KERNEL_RESIDENT(SPLIT_THREADS, blocks)       \
     openmythos_mla_absorbed_##name##_##dc##_##dr(MlaArgs p) { split_kv<T, __VA_ARGS__>(p); }

@@ -1,8 +1,8 @@
 #include "decompressed.h"
 
-// Decompressed multi-head latent attention for many new tokens. The caller computes keys and values of each head from
-// the latent with torch's GEMM; this file has the attention, and a gather that prepares a paged or ragged latent for
-// it.
+// Decompressed multi-head latent attention for many new tokens. The host computes keys and values of each head from the
+// latent with torch's GEMM. This file has the attention, and a gather that prepares a paged or ragged latent for the
+// GEMM.
 
 namespace openmythos::gpu {
 

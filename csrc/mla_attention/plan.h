@@ -12,7 +12,7 @@ constexpr int64_t MLA_MAX_HEAD = 256, MLA_MAX_NEW = 16, MLA_MAX_HEADS = 65535;
 constexpr int MLA_HEADS[][3] = {{64, 32, 64}, {96, 32, 96}, {128, 64, 128}};
 constexpr int64_t MLA_WHOLE_KEYS = 64;
 
-// Shapes and the device alone decide, so that a sequence's result does not depend on other lengths in the batch.
+// Depends on shapes and the device only, so that a sequence's result does not depend on other lengths in the batch.
 struct MlaAbsorbedPlan {
     MlaArgs args;
     Launch fold, splits, combine;
@@ -22,8 +22,8 @@ struct MlaAbsorbedPlan {
 };
 MlaAbsorbedPlan absorbed_plan(MlaArgs args, int multiprocessors);
 
-// What follows from the arguments alone; the number of heads whose keys and values are in memory at a time; the gather
-// of a ragged or paged latent; the attention.
+// In order: the arguments, except for pointers that the caller allocates; the number of heads whose keys and values are
+// in memory at a time; the gather of a ragged or paged latent; the attention.
 MlaDecompressedArgs decompressed_args(const MlaArgs& args);
 int64_t heads_at_a_time(const MlaDecompressedArgs& args);
 Launch gather_plan(const MlaDecompressedArgs& args);

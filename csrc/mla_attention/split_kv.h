@@ -5,8 +5,8 @@
 
 // Attention of a block of rows (token, head) to one split of the keys, with the latent as keys and values. Each of 8
 // waves owns an eighth of the latent's columns for both products, so that the block reads each element once: a wave
-// computes its columns' part of the scores, shared memory adds up the parts, and the wave multiplies the probabilities
-// with its own columns. A Tile defines the number of rows and keys, and both products.
+// computes the scores' partial sums over its columns, the partial sums are added in shared memory, and the wave
+// multiplies the probabilities by its own columns. A Tile defines the number of rows and keys, and both products.
 
 namespace openmythos::gpu {
 
@@ -40,7 +40,7 @@ OPENMYTHOS_DEVICE Split split_of(const MlaArgs& p) {
 template <class T, class Tile>
 OPENMYTHOS_DEVICE void split_kv(const MlaArgs& p) {
     constexpr int ROWS = Tile::ROWS, KEYS = Tile::KEYS, STRIDE = Tile::SCORES_STRIDE;
-    constexpr int LANES = SPLIT_THREADS / ROWS, PER_THREAD = KEYS / LANES;  // threads of a row, and keys of each
+    constexpr int LANES = SPLIT_THREADS / ROWS, PER_THREAD = KEYS / LANES;  // threads per row, keys per thread
     static_assert(LANES <= WAVE && PER_THREAD >= 1 && KEYS % LANES == 0);
     __shared__ float partial_scores[SPLIT_WAVES][ROWS][STRIDE];
     __shared__ float factors[ROWS];
@@ -86,7 +86,8 @@ OPENMYTHOS_DEVICE void split_kv(const MlaArgs& p) {
     sync_block();
     const int64_t at = (int64_t(split.batch) * p.splits + block_index_y()) * split.rows + split.first_row;
     if (my_key == 0) {
-        // With -inf the combination does not read this row of `part`, which is undefined if the split is empty.
+        // A log-sum-exp of -inf keeps the combination from reading this row of `part`, which an empty split leaves
+        // undefined.
         factors[my_row] = sum == 0.f ? 0.f : 1.f / sum;
         if (row < split.rows) p.part_lse[at + my_row] = sum == 0.f ? MINUS_INFINITY : max + fast_log2(sum);
     }

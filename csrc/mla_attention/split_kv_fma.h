@@ -4,8 +4,8 @@
 
 namespace openmythos::gpu {
 
-// Both products by FMA, for any type. For the scores a lane has one key, for the values some columns, each with all
-// rows.
+// Both products by FMA, for any type. For the scores a lane has one key and all rows, for the values some columns and
+// all rows.
 template <class T, int DC, int DR>
 struct FmaTile {
     static constexpr int ROWS = DC > 384 ? 8 : 16, KEYS = WAVE, SCORES_STRIDE = KEYS;
@@ -15,7 +15,7 @@ struct FmaTile {
     struct alignas(16) Shared {
         float queries[ROWS][DC + DR];
         float probabilities[KEYS][ROWS];
-        // Offsets of the keys, double-buffered: a slow wave may still read those of the previous tile.
+        // Offsets of the keys. Double-buffered, since a slow wave may still read those of the previous tile.
         int64_t latent[2][KEYS];
     };
 

@@ -9,11 +9,11 @@ namespace openmythos::gpu {
 // its columns of a tile of keys into registers once, as the operand of the scores, and transposes them for the values.
 template <class T, int DC, int DR, int ROW_TILES>
 struct MmaTile {
-    // Where fragments are duplicated, 32 keys of many columns or rows do not fit the registers.
+    // Where a wave duplicates fragments, 32 keys of many columns or rows do not fit the registers.
     static constexpr int ROWS = ROW_TILES * TILE;
     static constexpr int KEYS = Vendor::DUPLICATES_FRAGMENTS && (ROW_TILES > 1 || DC > 512) ? TILE : 2 * TILE;
     static constexpr int SLICE = DC / SPLIT_WAVES, COUNT = SLICE / TILE, KEY_TILES = KEYS / TILE;
-    // Padded by eight, so that rows begin in different banks.
+    // Padded by eight so that rows begin in different banks.
     static constexpr int SCORES_STRIDE = KEYS + 8, STRIDE = KEYS + 8;
     // A block that is alone on its multiprocessor prefetches the next tile: no other block hides its loads.
     static constexpr bool AHEAD = !Vendor::DUPLICATES_FRAGMENTS && ROW_TILES > 1 && DC > 256;

@@ -7,11 +7,11 @@
 
 namespace openmythos {
 
-// The experts. A slot is one of the N k (row, choice) pairs; a hidden unit is a row of gate and of up. MOE_MAX_ROWS and
+// A slot is one of the N k (row, choice) pairs; a hidden unit is a row of gate and of up. MOE_MAX_ROWS and
 // MOE_MAX_SLOTS are limits of the streamed kernels.
 constexpr int MOE_MAX_ROWS = 16, MOE_MAX_SLOTS = 256, MOE_MAX_SHARED = 16, MOE_MAX_EXPERTS = 1024;
 
-// Limits of one block.
+// Limits of one block of the routing kernel.
 constexpr int ROUTE_MAX_ROWS = 16, ROUTE_MAX_CHOICES = 1024;
 
 struct MoeRouteArgs {
@@ -30,7 +30,7 @@ struct MoeShared {
     const void *gate, *up, *down;
     int64_t gate_stride, up_stride, down_stride;
     int32_t width;
-    int32_t column;     // its first hidden unit among those of all shared experts
+    int32_t column;     // index of its first hidden unit among those of all shared experts
     int32_t end_block;  // end of its blocks in the first launch
     int32_t unused;
 };
@@ -47,8 +47,8 @@ struct MoeExpertsArgs {
     int64_t down_strides[2];     // expert, column of the result
     int32_t ids_bytes;           // 4 or 8
     int32_t rows, k, slots, experts, d, width, shared_width, shared_count;
-    int32_t shared_blocks;     // in the first launch, before those of the slots
-    int32_t hidden_per_block;  // of a block in the first launch
+    int32_t shared_blocks;     // blocks of the shared experts, which come first in the first launch
+    int32_t hidden_per_block;  // hidden units per block of the first launch
     int32_t aligned;           // all rows are 16-byte aligned, and all sizes multiples of 8
     MoeShared shared[MOE_MAX_SHARED];
 };
@@ -58,7 +58,7 @@ struct ExpertWeights {
     Matrix gate, up, down;
 };
 
-// The addresses of a routed expert's matrices; nothing else computes them.
+// Every kernel finds a routed expert's matrices through this function, so that other storage changes only this.
 __attribute__((always_inline)) static inline ExpertWeights expert_weights(const MoeExpertsArgs& p, int64_t expert) {
     const int64_t size = size_of(p.x.type);
     char* gate = static_cast<char*>(const_cast<void*>(p.gate_up)) + expert * p.gate_up_strides[0] * size;
@@ -74,7 +74,7 @@ __attribute__((always_inline)) static inline int64_t expert_id(const MoeExpertsA
     return p.ids_bytes == 4 ? static_cast<const int32_t*>(p.ids)[at] : static_cast<const int64_t*>(p.ids)[at];
 }
 
-// The experts of many rows: a block computes 128 rows, sorted slots or rows, times 128 columns of one expert.
+// The experts of many rows: a block computes 128 sorted slots (for shared experts, rows) by 128 columns of one expert.
 constexpr int MOE_BLOCK = 128, MOE_BLOCK_THREADS = 256, MOE_MAX_CHUNKS = 64;
 
 struct MoeTile {
@@ -84,7 +84,7 @@ struct MoeTile {
 };
 
 struct MoeGroupedArgs {
-    MoeExpertsArgs moe;  // with the hidden_per_block of these kernels
+    MoeExpertsArgs moe;  // its hidden_per_block is that of the grouped kernels
     MoeTile* tiles;
     int32_t* counts;        // (chunks, experts): slots of each chunk
     int32_t* slots;         // sorted by expert, then by slot

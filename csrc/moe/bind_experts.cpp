@@ -1,7 +1,7 @@
 #include "../core/register.h"
 #include "plan.h"
 
-// Routed and shared experts: few rows stream the weights, many are sorted and multiplied in blocks.
+// Routed and shared experts: calls of few rows stream the weights, calls of many rows sort them and multiply in blocks.
 
 namespace openmythos {
 
@@ -59,7 +59,7 @@ void check_ids(const Checks& check, const MoeExpertsArgs& args) {
 
 bool streams(const MoeExpertsArgs& args) { return args.rows <= MOE_MAX_ROWS && args.slots <= MOE_MAX_SLOTS; }
 
-// What the grouped kernels do not serve.
+// Requirements of the grouped kernels.
 void check_grouped(const Checks& check, const MoeExpertsArgs& args) {
     const auto many = [&] {
         return std::to_string(args.rows) + " rows with " + std::to_string(args.k) + " choices of experts each";

@@ -4,7 +4,7 @@
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Bounds the scratch memory. With this many rows every expert is bound by arithmetic, so that chunks cost no speed.
+// Chunks bound the scratch memory; in one of this size every expert has enough rows to be compute-bound.
 constexpr int64_t CHUNK_TOKENS = 4096;
 
 // The slots of one chunk in the order of (expert, token, slot).
@@ -89,8 +89,8 @@ static void add_experts(const Hidden<T>& hidden, const Sorted& sorted, int64_t f
     }
 }
 
-// Blocks of output channels. Routed and shared experts are summed apart, so that every other block can start with the
-// shared ones: one worker is bound by memory, on routed weights, while another one is bound by arithmetic.
+// Blocks of output channels. Routed and shared experts are summed separately, so that every other block can take the
+// shared ones first: one worker multiplies while another waits for the routed weights.
 template <class T>
 static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t routed, const Sorted& sorted,
                     int64_t tokens, T* out, int64_t ld_out, int64_t groups, float* scratch) {
@@ -118,7 +118,8 @@ static void combine(const Threads& threads, const Hidden<T>& hidden, int64_t rou
 // hidden units.
 static int64_t shared_slices(const MoeExpertsArgs& args) { return args.width ? args.shared_width / args.width : 0; }
 
-// The slices follow the routed experts and share one set of packed rows. Returns how many experts own packed rows.
+// Appends the slices to the routed experts; all slices share one set of packed rows. Returns the number of experts that
+// own packed rows.
 template <class T>
 static int64_t append_shared(const MoeExpertsArgs& args, int64_t n, int64_t routed, Expert<T>* experts,
                              const Sorted& sorted) {
@@ -149,20 +150,20 @@ static void moe_experts_chunk(const Threads& threads, const MoeExpertsArgs& args
     Sorted sorted{};
     ScratchLayout layout;
     int64_t routed_rows = n * k, rows = routed_rows + (slices ? n : 0);
-    // Upper bounds, since the exact numbers need the sorted slots and sorting needs this memory: every expert may round
-    // up to one more group.
-    int64_t most_experts = min_of(routed_rows, int64_t(args.experts));
-    int64_t most_groups = min_of(routed_rows / VL + most_experts, 2 * routed_rows / (DOT_REST + 1));
-    int64_t most_rest = min_of(routed_rows, most_experts * DOT_REST);
+    // Upper bounds: every expert may have one padded group, and the exact counts are known only after sorting, which
+    // itself needs memory.
+    int64_t max_experts = min_of(routed_rows, int64_t(args.experts));
+    int64_t max_groups = min_of(routed_rows / VL + max_experts, 2 * routed_rows / (DOT_REST + 1));
+    int64_t max_rest = min_of(routed_rows, max_experts * DOT_REST);
     Split all = split_tokens(n);
-    int64_t x_groups = most_groups + (slices ? all.groups : 0);
-    int64_t h_groups = most_groups + slices * all.groups, h_rest = most_rest + slices * all.rest;
+    int64_t x_groups = max_groups + (slices ? all.groups : 0);
+    int64_t h_groups = max_groups + slices * all.groups, h_rest = max_rest + slices * all.rest;
     int64_t per_worker = max_of(hidden_scratch(), combine_scratch(n));
     Expert<T>* experts;
     int64_t* start;
     auto divide = [&] {
         layout.used = 0;
-        experts = layout.array<Expert<T>>(most_experts + slices);
+        experts = layout.array<Expert<T>>(max_experts + slices);
         start = layout.array<int64_t>(int64_t(args.experts) + 1);
         sorted.token = layout.array<int32_t>(rows);
         sorted.weight = layout.array<float>(rows);

@@ -3,8 +3,8 @@
 #include "gemm.h"
 #include "tasks.h"
 
-// The first half of a SwiGLU, H = silu(X gate^T) * (X up^T), for a list of experts that each own a run of rows. A dense
-// SwiGLU is one expert that owns every row.
+// The first half of a SwiGLU, H = silu(X gate^T) * (X up^T), for a list of experts, each with a contiguous range of
+// sorted rows. A dense SwiGLU is one expert with every row.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
@@ -12,7 +12,7 @@ template <class T>
 struct Expert {
     const T *gate, *up, *down;
     int64_t gate_stride, up_stride, down_stride;
-    int64_t first, rows;  // its run in the sorted rows
+    int64_t first, rows;  // its range of sorted rows
     Split split;
     int64_t first_group, first_rest, first_task;  // of H
     int64_t first_x_group;                        // of X, which experts with the same rows share
@@ -22,13 +22,13 @@ template <class T>
 struct Hidden {
     const Expert<T>* experts;
     int64_t count, d, i;
-    int64_t owners;    // the first of them own the packed groups of X, in order
-    const T** x_rows;  // one pointer a sorted row
-    // X and H of all groups, then H of the rest in rows.
+    int64_t owners;    // the first `owners` experts own the packed groups of X, in order
+    const T** x_rows;  // one pointer per sorted row
+    // X and H of all groups, then H of the remainders in rows.
     float *x_packed, *h_packed;
     T* h_rest;
-    const T** h_rows;  // one pointer a row of the rest
-    float* scratch;    // hidden_scratch() a worker
+    const T** h_rows;  // one pointer per row of h_rest
+    float* scratch;    // hidden_scratch() floats per worker
 
     int64_t x_group() const { return packed_floats<T>(d); }
     int64_t h_group() const { return packed_floats<T>(i); }
@@ -36,12 +36,12 @@ struct Hidden {
     int64_t h_stride() const { return round_up(i, 64 / int64_t(sizeof(T))); }
 };
 
-// A stretch of weights that is read in one go where each is used for a few rows only.
+// Bytes of weights that a task streams if each weight serves only a few rows.
 constexpr int64_t STREAM_BYTES = 393216;
 constexpr int64_t HIDDEN_ROWS = 96;
 OPENMYTHOS_INLINE int64_t hidden_scratch() { return 3 * padded_rows(HIDDEN_ROWS) * BLOCK_GROUPS * VL; }
 
-// Fixes where each expert's groups and rest rows lie, and returns how many there are.
+// Assigns each expert's groups and remainder rows their places, and returns the totals.
 template <class T>
 static Split lay_out(Expert<T>* experts, int64_t count) {
     Split total{0, 0, 0};
@@ -126,7 +126,7 @@ static void compute_hidden(const Threads& threads, const Hidden<T>& hidden, Expe
     });
     for (int64_t r = 0; r < rest; r++) hidden.h_rows[r] = hidden.h_rest + r * hidden.h_stride();
 
-    // Without groups every weight is used a few times only: tasks are then stretches of memory worth streaming.
+    // Without groups each weight serves only a few rows: a task then streams STREAM_BYTES.
     int64_t rows = groups ? HIDDEN_ROWS : ceil_div(STREAM_BYTES, max_of(hidden.d, 1) * int64_t(sizeof(T)));
     rows = min_of(rows, ceil_div(hidden.i * max_of(hidden.count, 1), 4 * threads.count));
     rows = min_of(HIDDEN_ROWS, round_up(max_of(rows, 1), 24));

@@ -6,7 +6,7 @@ constexpr int64_t ROUTE_ROWS = 64;
 
 template <class T>
 static void route_row(const T* logits, const float* bias, int64_t experts, int64_t k, int32_t* ids, float* weights) {
-    // Insertion sort of the best k, by their scores in `weights`. Strict comparisons let the lower id win a tie.
+    // The best so far, in order; `weights` holds their scores. Strict comparisons, so that ties go to the lower id.
     int64_t held = 0;
     for (int64_t e = 0; e < experts; e++) {
         float score = to_float(logits[e]) + (bias ? bias[e] : 0.f);

@@ -10,16 +10,17 @@
 namespace openmythos::gpu {
 
 using GroupedShape = BlockShape<MOE_BLOCK, MOE_BLOCK, MOE_BLOCK_THREADS / WAVE, 4>;
-// In the first GEMM 16 rows of gate alternate with the 16 of up for the same hidden units, so that a lane gets both.
+// In the first GEMM, 16 rows of gate alternate with the 16 rows of up of the same hidden units, so that a lane gets
+// both.
 constexpr int MOE_UNITS = MOE_BLOCK / 2;
 // A thread copies the same chunk of every ROW_STEP-th row of a tile.
 constexpr int ROW_STEP = MOE_BLOCK_THREADS / CHUNKS, COPIES = MOE_BLOCK / ROW_STEP;
-// Row tiles that run together for each column of blocks: their rows stay in L2 while the weights of an expert are read
+// Row tiles that go through all columns of blocks together: their rows stay in L2, and an expert's weights are read
 // from memory once for all of them.
 constexpr int GROUP_TILES = 16;
 
-// Blocks whose shared memory fits a multiprocessor: 97 KB each, of 228 KB on Hopper and data-centre Blackwell, of 100
-// or 164 KB elsewhere.
+// Resident blocks, limited by shared memory: 97 KB per block, of 228 KB per multiprocessor on Hopper and data-centre
+// Blackwell, and of 100 or 164 KB elsewhere.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int RESIDENT_BLOCKS = 1;
 #else
@@ -68,7 +69,7 @@ OPENMYTHOS_DEVICE void multiply_rows(Accumulator (&sums)[GroupedShape::M][Groupe
         const uint16_t* tiles = shared_tiles() + stage * 2 * ELEMENTS;
         multiply_tiles<T, GroupedShape>(sums, tiles, tiles + ELEMENTS);
     });
-    // After this the tiles may be overwritten.
+    // After this barrier the tiles may be overwritten.
     sync_block();
 }
 
@@ -167,7 +168,7 @@ OPENMYTHOS_DEVICE void grouped_down(const MoeGroupedArgs& q) {
     int64_t stride, act_stride;
     BlockPlace place;
     if (block < shared_blocks) {
-        // One product for all shared experts: K runs over their hidden units in turn.
+        // One product for all shared experts: K runs over the hidden units of one after the other.
         place = block_place(block, row_tiles, columns);
         first = place.tile * MOE_BLOCK, end = p.rows, experts = p.shared_count;
         for (int each = 0; each < experts; each++) steps += ceil_div(p.shared[each].width, BLOCK_K);

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t BLOCK = MOE_BLOCK, UNITS = BLOCK / 2, THREADS = MOE_BLOCK_THREADS;
 
-// The instances in moe_grouped.cu.
+// Kernel names, as instantiated in moe_grouped.cu.
 struct Kernels {
     const char *up, *down, *sum;
 };
@@ -29,7 +29,7 @@ int64_t down_blocks(const MoeGroupedArgs& p) {
     return (p.tile_count + (p.moe.shared_count ? ceil_div(p.moe.rows, BLOCK) : 0)) * ceil_div(p.moe.d, BLOCK);
 }
 
-// Parts of the scratch in bytes, each a multiple of 16.
+// Sizes of the scratch buffers in bytes, each a multiple of 16.
 int64_t tile_bytes(const MoeGroupedArgs& p) { return p.tile_count * int64_t(sizeof(MoeTile)); }
 int64_t act_bytes(const MoeGroupedArgs& p) {
     return 2 * (int64_t(p.moe.slots) * p.moe.width + int64_t(p.moe.rows) * p.moe.shared_width);

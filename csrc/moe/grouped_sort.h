@@ -2,15 +2,15 @@
 
 #include "routing.h"
 
-// Counting sort of slots by expert: stable, without atomics and without the host. In the first launch each block counts
-// the slots of one chunk. In the second each block adds up all counts, places the slots of its chunk, and divides the
-// experts' positions into tiles. Slots with an id out of range get no position.
+// Counting sort of slots by expert: stable, without atomics, without synchronising with the host. In the first launch
+// each block counts the slots of one chunk. In the second each block adds up all counts, places the slots of its chunk,
+// and divides the experts' positions into tiles. Slots with an id out of range get no position.
 
 namespace openmythos::gpu {
 
 constexpr int SORT_THREADS = MOE_BLOCK_THREADS, EXPERTS_PER_THREAD = MOE_MAX_EXPERTS / SORT_THREADS;
 
-// Of the block's slots, one per thread: how many have this thread's expert, and how many of those come before it.
+// Among the block's slots, one per thread: the number with this thread's expert, and how many of those come earlier.
 struct Rank {
     int all, earlier;
 };
@@ -32,8 +32,8 @@ OPENMYTHOS_DEVICE Rank rank_of(int expert, int (&experts)[SORT_THREADS]) {
     return rank;
 }
 
-// Calls visit(slot, expert) for the slots of this block's chunk, one per thread at a time. The expert is -1 if there is
-// none.
+// Calls visit(slot, expert) for the slots of this block's chunk, one per thread at a time; expert is -1 for threads
+// without a slot and for ids out of range.
 template <class Visit>
 OPENMYTHOS_DEVICE void visit_chunk(const MoeGroupedArgs& p, Visit visit) {
     for (int i = 0; i < p.chunk; i += SORT_THREADS) {

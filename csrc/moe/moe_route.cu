@@ -10,7 +10,7 @@ namespace openmythos::gpu {
 
 constexpr int CHOSEN = -2147483647 - 1;  // below the key of every float
 
-// An integer that orders as the float does.
+// An integer with the ordering of the float.
 OPENMYTHOS_DEVICE int order_key(float score) {
     if (score != score) score = -__builtin_inff();
     int bits = score == 0.f ? 0 : __builtin_bit_cast(int, score);

@@ -2,12 +2,12 @@
 #include "streamed_mma.h"
 
 // out[n] = sum over j of weights[n, j] down_e(silu(gate_e x_n) * up_e x_n) with e = ids[n, j], plus the shared experts,
-// for 1 to 16 rows: two launches that stream each needed weight once, 3 D I for each distinct expert. There is no sort,
-// and the order of every sum is fixed.
+// for 1 to 16 rows: two launches that stream each needed weight once, 3 D I elements per distinct expert. There is no
+// sort, and the order of every sum is fixed.
 
 namespace openmythos::gpu {
 
-// The second launch has few blocks, all of which should be resident at once: a partial last wave of blocks would leave
+// The second launch has few blocks, and all should be resident at once: a partial last round of blocks would leave
 // memory bandwidth unused.
 #define OPENMYTHOS_MOE_FMA(name, Data, rows, hidden, columns)                                           \
     OPENMYTHOS_KERNEL_RESIDENT(VECTOR_THREADS, 1) openmythos_moe_streamed_up_##name(MoeExpertsArgs p) { \

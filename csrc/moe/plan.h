@@ -5,7 +5,7 @@
 
 namespace openmythos::runtime {
 
-// Of the columns of x and of an expert's hidden units, so that 32 bits count blocks and columns.
+// Limit of x's columns and of an expert's hidden units, so that blocks and columns fit 32 bits.
 constexpr int64_t MAX_MOE_WIDTH = int64_t(1) << 22;
 
 Planned<MoeRouteArgs> plan(MoeRouteArgs args);
@@ -14,7 +14,7 @@ Planned<MoeRouteArgs> plan(MoeRouteArgs args);
 bool is_aligned(const MoeExpertsArgs& args);
 
 // 1 to MOE_MAX_ROWS rows: `down` reads what `up` wrote. Without experts `up` has no blocks and must not be launched.
-// The caller sets args.act to act_elements() elements.
+// The caller points args.act to a buffer of act_elements() elements.
 struct MoeStreamedPlan {
     MoeExpertsArgs args;
     Launch up, down;
@@ -27,7 +27,7 @@ MoeStreamedPlan streamed_plan(MoeExpertsArgs args);
 struct MoeGroupedPlan {
     MoeGroupedArgs args;
     Launch launches[5];
-    int64_t max_blocks;  // the largest grid of any launch
+    int64_t max_blocks;  // largest grid of all launches
     int64_t scratch_bytes;
 
     void set_scratch(void* scratch);

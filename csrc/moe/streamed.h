@@ -2,8 +2,8 @@
 
 #include "routing.h"
 
-// Which weights and rows a block of each launch works on, for few rows. The first slot that chose an expert leads: its
-// blocks serve all rows that chose this expert, so that its weights are read once.
+// The weights and rows of a block in each launch, for few rows. The first slot that chose an expert is its leader: the
+// leader's blocks serve all rows that chose the expert, so that its weights are read once.
 
 namespace openmythos::gpu {
 
@@ -13,22 +13,22 @@ OPENMYTHOS_DEVICE const char* element(const void* p, Type type, int64_t at) {
 
 // ---- the first launch: gate and up ------------------------------------------------------------------------------
 
-// The hidden units of one expert, routed or shared, from `first` on.
+// The hidden units of one expert, routed or shared, starting at `first`.
 struct HiddenUnits {
     const void *gate, *up;
     int64_t gate_stride, up_stride;
     int first, width;
 };
 
-// In shared memory: where in `act` each row's activations for the expert go, -1 if the row did not choose it, and the
-// factor that they get.
+// In shared memory: the offset in `act` of each row's activations for the expert, -1 if the row did not choose it, and
+// the factor by which they are multiplied.
 struct ExpertTokens {
     int ids[MOE_MAX_SLOTS];
     int64_t offset[MOE_MAX_ROWS];
     float factor[MOE_MAX_ROWS];
 };
 
-// False in every thread of a block whose slot does not lead.
+// Returns false, in every thread of the block, if the block's slot is not a leader.
 OPENMYTHOS_DEVICE bool find_hidden_units(const MoeExpertsArgs& p, HiddenUnits& hidden, ExpertTokens& tokens) {
     const int thread = thread_index();
     int block = block_index();

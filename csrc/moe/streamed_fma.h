@@ -83,14 +83,14 @@ OPENMYTHOS_DEVICE void streamed_up_fma(const MoeExpertsArgs& p) {
             }
         }
     }
-    // The sums of gate and up of one hidden unit are LANES lanes apart.
+    // The sums for gate and up of one hidden unit are LANES lanes apart.
     const float sum = wave_sums(sums), other = from_lane_xor<LANES>(sum);
     const int index = lane / LANES, r = index / 2 % ROWS, unit = first + index / (2 * ROWS);
     if (lane % (2 * LANES) != 0 || unit >= hidden.width || tokens.offset[r] < 0) return;
     Data::store(p.act, type, tokens.offset[r] + unit, swiglu(sum, other) * tokens.factor[r]);
 }
 
-// A block computes COLUMNS columns of the result. Its waves take turns over the hidden units of all experts.
+// A block computes COLUMNS columns of the result. Its waves take steps of the hidden units of all experts in turn.
 template <class Data, int ROWS, int COLUMNS>
 OPENMYTHOS_DEVICE void streamed_down_fma(const MoeExpertsArgs& p) {
     constexpr int COUNT = COLUMNS * ROWS, STEP = WAVE * VEC, WAVES = VECTOR_THREADS / WAVE;
@@ -125,7 +125,7 @@ OPENMYTHOS_DEVICE void streamed_down_fma(const MoeExpertsArgs& p) {
             for (int r = 0; r < ROWS; r++) {
                 if (ROWS > 1 && !(active >> r & 1)) continue;
                 float x[VEC];
-                // Keeping the addresses of all rows over the loop would spill.
+                // Hidden from the optimiser: keeping the addresses of all rows across the loop would spill.
                 const int64_t offset = ROWS == 1 ? mine : act_offset(p, distinct, expert, opaque(r));
                 Data::rows(element(p.act, type, offset), type, i, down.width - i, x);
 #pragma unroll
@@ -135,7 +135,8 @@ OPENMYTHOS_DEVICE void streamed_down_fma(const MoeExpertsArgs& p) {
                 }
             }
         }
-        // The turn goes on across experts: the wave after the one of the last step takes the next expert's first.
+        // The rotation continues across experts: the wave after the one with the last step takes the next expert's
+        // first.
         if (step < steps) step += (steps - step + WAVES - 1) / WAVES * WAVES;
         step -= steps;
     }

@@ -13,8 +13,8 @@ constexpr int UP_WAVES = 4, DOWN_WAVES = 16;
 constexpr int UP_THREADS = UP_WAVES * WAVE, DOWN_THREADS = DOWN_WAVES * WAVE;
 constexpr int STEPS_AHEAD = 4;  // steps of VECTOR_K columns whose loads are in flight together
 
-// Multiplies STEPS steps from column `begin` on. `weights` and `rows` are the rows whose vectors this lane loads; with
-// ZEROS a null row is zero. FULL promises that the steps do not pass `width`.
+// Multiplies STEPS steps starting at column `begin`. `weights` and `rows` are the rows whose vectors this lane loads;
+// with ZEROS a null row is zero. With FULL the steps must not pass `width`.
 template <class T, bool ZEROS, int MATRICES, int STEPS, bool FULL>
 OPENMYTHOS_DEVICE void multiply_steps(float (&acc)[MATRICES][8], const char* const (&weights)[MATRICES][2],
                                       const char* const (&rows)[2], int begin, int width) {
@@ -38,8 +38,8 @@ OPENMYTHOS_DEVICE void multiply_steps(float (&acc)[MATRICES][8], const char* con
     }
 }
 
-// Multiplies every WAVES-th span from `span` on, and returns the next one relative to the end of `width`. The steps of
-// a span are adjacent, so that a wave reads whole cache lines.
+// Multiplies every WAVES-th span starting at `span`, and returns the index of the next one relative to the end of
+// `width`. The steps of a span are adjacent, so that a wave reads whole cache lines.
 template <class T, bool ZEROS, int WAVES, int MATRICES>
 OPENMYTHOS_DEVICE int multiply_spans(float (&acc)[MATRICES][8], const char* const (&weights)[MATRICES][2],
                                      const char* const (&rows)[2], int span, int width) {
@@ -95,7 +95,7 @@ OPENMYTHOS_DEVICE void streamed_up_mma(const MoeExpertsArgs& p) {
     }
 }
 
-// A block computes 16 columns of the result; K runs over the hidden units of all experts in turn.
+// A block computes 16 columns of the result; K runs over the hidden units of one expert after the other.
 template <class T>
 OPENMYTHOS_DEVICE void streamed_down_mma(const MoeExpertsArgs& p) {
     __shared__ DistinctExperts<MOE_MAX_ROWS> distinct;

@@ -6,12 +6,12 @@ namespace {
 
 struct Pair {
     const char *up, *down;
-    int hidden;   // hidden units of a block of the first launch
-    int columns;  // of the result, of a block of the second launch
+    int hidden;   // hidden units per block of the first launch
+    int columns;  // columns of the result per block of the second launch
     unsigned up_threads, down_threads;
 };
 
-// The instances in moe_streamed.cu.
+// Kernel names, as instantiated in moe_streamed.cu.
 constexpr Pair one_row(const char* up, const char* down) { return {up, down, 16, 4, 256, 256}; }
 constexpr Pair fma_rows(const char* up, const char* down) { return {up, down, 8, 2, 256, 256}; }
 constexpr Pair mma_rows(const char* up, const char* down) { return {up, down, 16, 16, 128, 512}; }

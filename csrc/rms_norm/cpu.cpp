@@ -2,7 +2,7 @@
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Runs body(pointer to row n, typed) for a matrix of either type.
+// Calls body with a pointer to row n of the matrix's type.
 template <class Body>
 OPENMYTHOS_INLINE void with_row(const Matrix& x, int64_t n, const Body& body) {
     if (x.type == Type::float32)

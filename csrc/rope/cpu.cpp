@@ -24,7 +24,7 @@ static void rotate_token(const RopeArgs& args, int64_t token) {
         }
 }
 
-// Tokens of one task: a single token costs less than the queue.
+// A single token is less work than scheduling a task.
 constexpr int64_t TOKENS = 32;
 
 template <class T>

@@ -62,7 +62,7 @@ public:
         return module;
     }
 
-    // With lazy loading this call is the one that loads the code.
+    // With lazy loading, this call loads the code.
     Function function(int device, Module module, const char* name) const override {
         Current current(*this, device);
         Relaxed relaxed(*this);
@@ -106,8 +106,8 @@ private:
         bool pushed_;
     };
 
-    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. Nothing
-    // of it becomes part of the graph.
+    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. The
+    // graph does not record it.
     class Relaxed {
     public:
         explicit Relaxed(const CudaDriver& cuda) : cuda_(cuda) {
@@ -196,8 +196,8 @@ Capability capability(const std::string& arch) {
     return c;
 }
 
-// Code runs on its own capability and on later minor ones, architecture-specific code ("a") on its own alone, PTX on
-// its own and every later capability.
+// Code runs on its own capability and on later minor ones, architecture-specific code ("a") only on its own, PTX on its
+// own and every later capability.
 int match(const std::string& have, const std::string& want) {
     if (have == want) return 1000;
     Capability a = capability(have), b = capability(want);

@@ -21,7 +21,7 @@ struct Grid {
     unsigned shared = 0;  // dynamic shared memory in bytes
 };
 
-// Which driver call failed, and the driver's own words. The caller adds what it was trying to do.
+// Names the failed driver call and has the driver's message. The caller adds what it was trying to do.
 class DriverError : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;

@@ -10,7 +10,7 @@ namespace {
 
 using hipError = int;
 constexpr int CAPTURE_RELAXED = 2;
-// More than any version of hipDeviceProp_tR0600.
+// Larger than any version of hipDeviceProp_tR0600.
 constexpr size_t PROPERTIES_BYTES = 16384;
 constexpr size_t MULTIPROCESSORS_OFFSET = 388, NAME_BYTES = 256;
 
@@ -79,7 +79,7 @@ public:
         return function;
     }
 
-    // Every kernel may use all 64 KB.
+    // No limit to raise: every kernel may use all 64 KB.
     void allow_shared(int, Function, unsigned) const override {}
 
     void launch(int device, Function function, const Grid& grid, void* stream, const void* params) const override {
@@ -110,8 +110,8 @@ private:
         bool changed_;
     };
 
-    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. Nothing
-    // of it becomes part of the graph.
+    // Loading may allocate, which a stream capture on any thread forbids unless this thread's mode is relaxed. The
+    // graph does not record it.
     class Relaxed {
     public:
         explicit Relaxed(const HipDriver& hip) : hip_(hip) {

@@ -3,18 +3,18 @@
 #include "../core/types.h"
 #include "runtime.h"
 
-// What the plans of all ops share. A plan is a value: kernels, grids and scratch for an op's arguments, from pure
-// functions; csrc/<op>/plan.h declares them.
+// What the plans of all ops share. A plan is a value with kernels, grids and scratch sizes for an op's arguments; pure
+// functions, declared in csrc/<op>/plan.h, compute it.
 
 namespace openmythos::runtime {
 
 constexpr int VEC = 8;  // columns per thread and load
 // HIP counts the threads of a launch in 32 bits.
 constexpr int64_t MAX_THREADS = int64_t(1) << 32;
-// Widest row that a block of the row kernels holds in registers, and the number of rows that they count.
+// Limits of the row kernels: a block holds a row in registers, and rows are counted in 32 bits.
 constexpr int64_t MAX_WIDTH = 16384, MAX_ROWS = int64_t(1) << 31;
 
-// Loads of 16 bytes need this of every row.
+// 16-byte loads require it of every row.
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline bool is_aligned(const Matrix& x) { return is_aligned(x.data) && x.stride * size_of(x.type) % 16 == 0; }
 

@@ -9,7 +9,7 @@ namespace openmythos::runtime {
 
 namespace {
 
-// Dynamic shared memory that a CUDA kernel may use without a higher limit.
+// Dynamic shared memory that a CUDA kernel may use by default; more needs Driver::allow_shared().
 constexpr unsigned DEFAULT_SHARED_LIMIT = 48 * 1024;
 
 std::string name_of(int device) { return "cuda:" + std::to_string(device); }

@@ -12,15 +12,15 @@
 
 namespace openmythos::runtime {
 
-// One launch of a kernel, without device, stream and arguments.
+// A kernel and its grid; device, stream and arguments are passed to Runtime::launch().
 struct Launch {
     const char* op;  // names the code object
     const char* kernel;
     Grid grid;
 };
 
-// Launches the kernels of one folder of code objects. Modules and functions are loaded at first use and kept. Thread
-// safe.
+// Launches the kernels of one folder of code objects. Modules and functions are loaded on first use and kept.
+// Thread-safe.
 class Runtime {
 public:
     // Does not throw: why_not() and launch() report what is wrong.
@@ -30,7 +30,7 @@ public:
     std::string why_not(int device) const;
     std::string describe() const;
     int multiprocessors(int device);
-    // Of the device code. Without code objects any will do: launch() throws.
+    // Tile sizes of the device code. Without code objects any vendor's will do, since launch() throws.
     const gpu::SharedTiles& tiles() const { return (manifest_.vendor ? manifest_.vendor : vendors().front())->tiles; }
     // `args` is the kernel's only argument, a struct passed by value.
     void launch(const Launch& launch, const void* args, int device, void* stream);

@@ -5,10 +5,10 @@
 
 namespace openmythos::runtime {
 
-// A driver library: the one that this process has loaded already, of any version, or else the first that opens.
+// A driver library: the one that this process has already loaded, of any version, else the first one that opens.
 class SharedLibrary {
 public:
-    // `prefix`: of the file name of a loaded library. `names`: tried in order.
+    // `prefix`: start of a loaded library's file name. `names`: tried in order.
     SharedLibrary(const std::string& prefix, const std::vector<std::string>& names);
 
     // Looks up a function; throws DriverError if it is missing.

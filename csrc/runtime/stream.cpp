@@ -9,7 +9,7 @@ namespace openmythos::runtime {
 
 namespace {
 
-// Torch's C shim, looked up at run time because its functions depend on torch's version.
+// Torch's C shim, looked up at run time because which functions it has depends on torch's version.
 struct TorchShim {
     int32_t (*current_stream)(int32_t, void**);
     int32_t (*native_handle)(void*, void**);
@@ -17,14 +17,14 @@ struct TorchShim {
     int32_t (*current_cuda_stream)(int32_t, void**);
 
     TorchShim() {
-        // From torch 2.13 on libtorch_cpu has these, for any accelerator.
+        // Since torch 2.13 libtorch_cpu has these for any accelerator.
         find(current_stream, RTLD_DEFAULT, "aoti_torch_get_current_stream");
         find(native_handle, RTLD_DEFAULT, "torch_stream_native_handle");
         find(delete_stream, RTLD_DEFAULT, "aoti_torch_delete_stream");
         current_cuda_stream = nullptr;
         for (const char* name : {"libtorch_cuda.so", "libtorch_hip.so"}) {
             if (current_cuda_stream) break;
-            // Only if torch has loaded it.
+            // RTLD_NOLOAD: only if torch has loaded it.
             if (void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD))
                 find(current_cuda_stream, library, "aoti_torch_get_current_cuda_stream");
         }

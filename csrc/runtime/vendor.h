@@ -10,14 +10,14 @@
 
 namespace openmythos::runtime {
 
-// What the host must know about a GPU vendor. To add one: a file like cuda.cpp that defines its driver and its Vendor,
-// an entry of the table in vendor.cpp, and the device code that core/gpu/vendors.h lists.
+// What the host knows about a GPU vendor. To add one: a file like cuda.cpp with its driver and its Vendor, an entry in
+// the table of vendor.cpp, and the device code that core/gpu/vendors.h lists.
 struct Vendor {
     const char* name;  // in manifests and messages
-    // Throws DriverError when this machine has no such driver.
+    // Throws DriverError if this machine has no such driver.
     std::unique_ptr<Driver> (*open_driver)();
     gpu::SharedTiles tiles;  // of its device code
-    // How well a code object for `have` suits a device of `want`: higher is better, 0 means that it cannot run there.
+    // How well a code object for `have` suits a device of type `want`: higher is better, 0 if it cannot run there.
     int (*match)(const std::string& have, const std::string& want);
 };
 

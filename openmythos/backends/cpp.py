@@ -22,10 +22,10 @@ from openmythos.ops.rms_norm import RmsNorm, RmsNormAdd
 from openmythos.ops.rope import Rope, RopeAppend, reference
 
 NAMESPACE = "openmythos_native"
-# Rows up to which the kernel beats oneDNN on a CPU with bfloat16 instructions, measured at the model's widths
+# Up to this number of rows the kernel beats oneDNN on a CPU with bfloat16 instructions, measured at the model's widths
 # (docs/performance.md); float32 has no limit.
 LINEAR_ROWS_BF16 = 48
-# Dtypes that a result may be asked for in; everything else about dtypes is the library's answer.
+# Dtypes that a result can have; the library checks every other dtype.
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 GPU_DTYPES = (*CPU_DTYPES, torch.float16)
 
@@ -38,7 +38,7 @@ def _native(name: str) -> Callable[..., Any]:
 
 
 def _supports(op: str, inputs: Callable[[Any], Inputs]) -> Callable[[Any], str | None]:
-    """The library's own answer for a call of `op`."""
+    """`supports` of `op`: the reason that the library gives."""
 
     def supports(call: Any) -> str | None:
         return not_loaded() or _native(f"{op}_reason")(*inputs(call)) or None
@@ -62,7 +62,7 @@ def _linear_supports(call: Linear) -> str | None:
         return reason
     x = call.x
     if x.dtype == torch.bfloat16 and x.numel() > LINEAR_ROWS_BF16 * x.shape[-1] and cpu_isa() == "avx512bf16":
-        # Without bfloat16 instructions oneDNN converts element by element, at a seventh of the kernel's speed.
+        # Without bfloat16 instructions oneDNN converts element by element and has a seventh of the kernel's speed.
         return f"{x.numel() // x.shape[-1]} rows of bfloat16: oneDNN is as fast or faster above {LINEAR_ROWS_BF16}"
     return _native("linear_reason")(_rows(x), call.weight) or None
 

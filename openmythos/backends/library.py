@@ -15,7 +15,7 @@ _LIBRARY = Path(__file__).parent.parent / "_lib" / "libopenmythos_native.so"
 
 @functools.cache
 def not_loaded() -> str | None:
-    """Load the op library `openmythos_native`; None when that worked, else the reason why not."""
+    """Load the op library `openmythos_native`; None on success, else the reason why not."""
     if not _LIBRARY.exists():
         return "the native library is not built: a C++ compiler, then pip install --no-build-isolation ."
     try:
@@ -48,12 +48,12 @@ def gpu_missing(device: int = 0) -> str | None:
 
 
 def gpu_code() -> str:
-    """Which code objects the library has beside it, or that it has none."""
+    """A sentence about the code objects beside the library, or that there are none."""
     return not_loaded() or torch.ops.openmythos_native.gpu_code()
 
 
 def cpu_variants() -> list[str]:
-    """Instruction sets that have kernels and that this CPU runs, best first."""
+    """The instruction sets that have kernels and that this CPU supports, best first."""
     try:
         native = importlib.import_module("openmythos._native")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Library kernels through torch: oneDNN, cuBLAS or hipBLASLt, flash attention, and the grouped product of CUTLASS."""
+"""Library kernels through torch: oneDNN, cuBLAS or hipBLASLt, flash attention, and CUTLASS's grouped GEMM."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _flash_supports(call: MlaAttention) -> str | None:
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float) -> tuple[torch.Tensor, ...]:
     """(B, H, T, d) tensors -> out and logsumexp (B, H, T).
 
-    scaled_dot_product_attention returns no logsumexp and falls back to a slow path without a message, so the kernel
-    is called directly.
+    scaled_dot_product_attention returns no logsumexp and silently falls back to a slow path, so the kernel is called
+    directly.
     """
     if q.is_cuda:
         found = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
@@ -71,9 +71,9 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scal
 
 
 def flash_attention(call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
-    """mla_decompressed: keys and values are rebuilt, the rope key is copied to each head.
+    """mla_decompressed: keys and values are rebuilt, and the rope key is copied to each head.
 
-    Values are padded to the keys' width, which the kernel requires.
+    Values are padded to the keys' width, as the kernel requires.
     """
     latent, (batch, new, heads, dn) = call.latent, call.q_nope.shape
     total, dv, width = latent.shape[1], call.w_uv.shape[1], dn + call.q_rope.shape[3]
@@ -108,7 +108,7 @@ def _grouped_supports(call: MoeExperts) -> str | None:
 
 
 def grouped_experts(call: MoeExperts) -> torch.Tensor:
-    """Products of the sorted rows, then each row's results gathered and summed: deterministic, without a host sync."""
+    """Grouped products of sorted rows, then each row's results gathered and summed: deterministic, no host sync."""
     x, ids, experts = call.x, call.ids, call.experts
     k = ids.shape[1]
     order = ids.flatten().sort(stable=True).indices

@@ -1,8 +1,7 @@
 """The Triton backend on NVIDIA and AMD GPUs: what its kernels serve, and the functions that launch them.
 
-Its entries are on "cuda", which is the name of ROCm's devices too. With TRITON_INTERPRET=1, which runs kernels on CPU
-tensors, they are on "cpu" as well, after every other backend. Importing this module does not import Triton; the first
-call does.
+Its entries are on "cuda", which also names ROCm's devices. With TRITON_INTERPRET=1, which runs kernels on CPU tensors,
+they are on "cpu" as well, after every other backend. The first call imports Triton; importing this module does not.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 # Columns of a row that the norm kernel holds in registers.
 MAX_NORM_WIDTH = 16384
-# Columns of a row that the rope kernels hold in registers, and rows that they count in 32 bits.
+# Columns of a row that the rope kernels hold in registers; rows are counted in 32 bits.
 MAX_ROPE_HEAD, MAX_ROPE_LATENT, MAX_ROPE_ROWS = 256, 8192, 2**31
-# CUDA's limit of a launch's second and third dimension; tokens and keys go into the first.
+# CUDA's limit of a grid's second and third dimension; tokens and keys are in the first.
 MAX_BATCH = 65535
-# Up to this number of heads a tile of keys and values of all heads, up to 128 rows of H (dn + dv), has 32-bit offsets.
+# Limit of heads, so that offsets in a tile of all heads' keys and values, up to 128 rows of H (dn + dv), fit 32 bits.
 MAX_HEADS = 32767
-# Widths that the attention kernels hold whole in their tiles; the latent is read in chunks and may have any width.
+# Head widths that fit the attention kernels' tiles; the latent is read in chunks and may have any width.
 MAX_HEAD, MAX_ROPE = 256, 128
 # Rows are counted in 32 bits, with room for a tile past the last one.
 MAX_ROWS = 2**30
-# Offsets inside a tile of 128 rows have 32 bits, which limits the stride of a row. A head's weight is one tile.
+# Offsets inside a tile of 128 rows have 32 bits, which limits the row stride. A head's weight is one tile.
 MAX_STRIDE, MAX_WEIGHT_STRIDE, MAX_OFFSET = 2**24, 2**22, 2**31
-# Scores of a row, and counters of a block of slots, that the routing kernels hold in registers.
+# The routing kernels hold a row's scores, and the counters of a block of slots, in registers.
 MAX_EXPERTS = 1024
 # Pointers to shared experts are arguments of a kernel.
 MAX_SHARED = 16
-# The AMD compiler addresses storages below this size differently.
+# The AMD compiler addresses smaller storages differently.
 LARGE_BYTES = 2**31
-# Positions of choices are counted in 32 bits, blocks and tiles past the last one included.
+# Positions of slots are counted in 32 bits, including those of blocks and tiles past the last one.
 MAX_CHOICES = 2**30
 
 
@@ -62,7 +61,7 @@ def missing() -> str | None:
 
 
 def _common_reason(*tensors: torch.Tensor | None) -> str | None:
-    """The reason that holds for every op: no Triton, an unsupported GPU or dtype, rows that are not contiguous."""
+    """The reasons common to all ops: no Triton, an unsupported GPU or dtype, rows that are not contiguous."""
     reason = missing()
     if reason is not None:
         return reason
@@ -73,7 +72,7 @@ def _common_reason(*tensors: torch.Tensor | None) -> str | None:
 
 
 def _dtype_reason(*tensors: torch.Tensor) -> str | None:
-    """The reason that holds for gradients, which launchers make contiguous: an unsupported dtype."""
+    """The same for gradients, which launchers make contiguous: an unsupported dtype."""
     wrong = [tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES]
     return f"dtype {wrong[0]}: the kernels are float32, bfloat16 and float16" if wrong else None
 
@@ -161,7 +160,7 @@ def _moe_experts(call: MoeExperts | MoeExpertsBackward) -> str | None:
     if any(matrix.dtype != call.x.dtype for matrix in matrices):
         return "the tensors have different dtypes"
     for part in zip(*shared, strict=True):
-        # One program takes any of these matrices, so they must be addressed alike.
+        # A program selects one of these matrices at run time, so all must be addressed alike.
         if len({matrix.untyped_storage().nbytes() < LARGE_BYTES for matrix in part}) > 1:
             return "some of the shared experts' matrices have storages of 2 GiB or more, and others less"
     if ids.stride(-1) != 1 and ids.shape[-1] > 1:

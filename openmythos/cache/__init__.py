@@ -1,4 +1,4 @@
-"""The key/value cache: slots with a length for each sequence, and the same as upstream's dict of layer-keys."""
+"""The key/value cache: slots with a length per sequence, and its view as upstream's dict of layer-keys."""
 
 from __future__ import annotations
 

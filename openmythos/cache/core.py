@@ -20,7 +20,7 @@ FIRST_CAPACITY = 64
 
 
 class Layout(NamedTuple):
-    """What a cached row holds: part names, their widths, and the number of heads that each part is viewed with.
+    """What a cached row holds: the names and widths of its two parts, and the number of heads of their views.
 
     Latent attention: c_kv (dc), viewed as (B, S, dc), and k_rope (dr), viewed as (B, S, heads, dr) without a
     copy. Grouped-query attention: k and v (n_kv * d), viewed as (B, S, n_kv, d).
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 class SlotCache:
     """Rows (slots, B, capacity, width) and `lengths[slot]`, the number of tokens of each sequence.
 
-    `lengths[slot]` is None for a slot that holds nothing.
+    `lengths[slot]` is None for an empty slot.
     """
 
     def __init__(self, max_seq_len: int | None = None) -> None:
@@ -65,16 +65,16 @@ class SlotCache:
         return 0 if self.buffer is None else self.buffer.shape[2]
 
     def new_slot(self) -> int:
-        """The index of one more slot."""
+        """Add a slot and return its index."""
         self.lengths.append(None)
         return len(self.lengths) - 1
 
     def length(self, slot: int) -> int:
-        """Tokens in the longest sequence of a slot, 0 when it holds nothing."""
+        """Tokens in the longest sequence of a slot, 0 when it is empty."""
         return max(self.lengths[slot] or (0,))
 
     def common_length(self, slots: Sequence[int]) -> int:
-        """The number of tokens that every sequence of every one of `slots` holds.
+        """The number of tokens that every sequence has in every one of `slots`.
 
         Raises:
             ValueError: when slots or sequences differ.
@@ -101,7 +101,7 @@ class SlotCache:
         )
 
     def truncate(self, tokens: int | Sequence[int]) -> None:
-        """Drop all but the first `tokens` of each sequence; one number for all sequences, or one for each.
+        """Keep only the first `tokens` of each sequence; one number for all sequences, or one per sequence.
 
         Raises:
             ValueError: when a number is negative.
@@ -116,7 +116,7 @@ class SlotCache:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Put the lengths back when the block raises."""
+        """Restore the lengths when the block raises."""
         lengths = list(self.lengths)
         try:
             yield

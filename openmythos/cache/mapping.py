@@ -1,8 +1,8 @@
 """The cache as upstream's dict of layer-keys: `KVCache`, its entries, and plain dicts that callers pass.
 
 `kv_cache={}` is upstream's protocol: after a call the dict holds {layer-key: {part name: tensor}}. The tensors are
-views of a `KVCache`; entries that another implementation wrote are copied into it once. Inside a call layers know
-slots only; this module alone translates names.
+views of a `KVCache`; entries that another implementation wrote are copied into it once. Inside a call layers use
+slots; only this module translates names.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def layer_keys(prelude: int, loops: int, coda: int) -> tuple[str, ...]:
 
 
 class CacheEntry(Mapping):
-    """One layer-key of a cache: upstream's two tensors, as views made on access.
+    """One layer-key of a cache: upstream's two tensors, as views created on access.
 
-    Latent attention adds "normalised" (B, S, 0), so that copies of the entry are recognised.
+    Latent attention adds "normalised" (B, S, 0), which marks copies of the entry as written by this library.
     """
 
     def __init__(self, cache: KVCache, key: str) -> None:
@@ -96,7 +96,7 @@ class KVCache(MutableMapping):
     def _separate(self, entry: Entry) -> Entry:
         """The entry, copied if its parts are views of this cache: their rows may be overwritten before they are read.
 
-        A view is known to be normalised even where the mark is missing.
+        A view is normalised even if the mark is missing.
         """
         if self.layout is None or not self.core.owns(entry[self.layout.names[0]]):
             return entry
@@ -123,7 +123,7 @@ class KVCache(MutableMapping):
 
     @property
     def max_seq_len(self) -> int | None:
-        """The most tokens that fit, or None."""
+        """The maximum number of tokens, or None."""
         return self.core.max_seq_len
 
     @property
@@ -150,7 +150,7 @@ class KVCache(MutableMapping):
         return self.core.rows(self._slots[key])
 
     def slots(self, keys: Sequence[str]) -> list[int]:
-        """The slots of `keys`; a key without one gets a new one, which holds nothing."""
+        """The slots of `keys`; a key without a slot gets a new, empty one."""
         for key in keys:
             if key not in self._slots:
                 self._slots[key] = self.core.new_slot()
@@ -161,7 +161,7 @@ class KVCache(MutableMapping):
         return any(key in self._foreign for key in keys)
 
     def truncate(self, tokens: int | Sequence[int]) -> None:
-        """Drop all but the first `tokens` of each layer-key; one number, or one for each sequence.
+        """Keep only the first `tokens` of each layer-key; one number, or one per sequence.
 
         Raises:
             ValueError: when a number is negative.
@@ -169,7 +169,7 @@ class KVCache(MutableMapping):
         self.core.truncate(tokens)
 
     def forget(self, key: str) -> None:
-        """Drop what is cached under `key`, if anything; its slot is used again."""
+        """Drop what is cached under `key`, if anything; its slot is reused."""
         if key in self._slots:
             self.core.lengths[self._slots[key]] = None
 
@@ -179,7 +179,7 @@ class KVCache(MutableMapping):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Put back lengths and foreign entries when the block raises."""
+        """Restore lengths and foreign entries when the block raises."""
         foreign = dict(self._foreign)
         try:
             with self.core.transaction():
@@ -204,7 +204,7 @@ class KVCache(MutableMapping):
 
 
 def storage_of(kv_cache: MutableMapping) -> KVCache:
-    """The KVCache behind the cache that a caller passed: itself, the one that its entries belong to, or a new one."""
+    """The KVCache of the cache that a caller passed: itself, the one that its entries belong to, or a new one."""
     if isinstance(kv_cache, KVCache):
         return kv_cache
     for entry in kv_cache.values():
@@ -214,7 +214,7 @@ def storage_of(kv_cache: MutableMapping) -> KVCache:
 
 
 def mirror(kv_cache: MutableMapping, storage: KVCache) -> None:
-    """Make `storage` hold what the caller's dict holds: drop keys that it lost, note entries of others."""
+    """Synchronise `storage` with the caller's dict: drop keys that the dict lacks, note foreign entries."""
     if kv_cache is storage:
         return
     for key, entry in kv_cache.items():
@@ -238,7 +238,7 @@ def _tokens(entry: Entry | None) -> int:
 
 
 def _take_in(storage: KVCache, key: str, entry: Entry | None, layout: Layout, adopt: Adopt) -> None:
-    """Make the slot of `key` hold what the caller's entry holds."""
+    """Copy the caller's entry into the slot of `key`."""
     if entry is None:
         storage.forget(key)
     elif not (isinstance(entry, CacheEntry) and entry.cache is storage and entry.key == key):

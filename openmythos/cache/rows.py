@@ -1,4 +1,4 @@
-"""The rows of one call: what layers see of the cache, by slot, while it runs."""
+"""The cache rows of one call: the layers' view of the cache, by slot."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from openmythos.cache.core import Layout, SlotCache
 class Rows:
     """The cache rows of one call, slot by slot: where its new tokens go, and what its attention reads.
 
-    `commit` counts the new tokens, so that a call that fails leaves the lengths as they were. `position` and
-    `seq_lens` are None: new rows are `new[i]`, at the same place in every sequence, and attention reads
-    all of `first[i]` and `second[i]`. (`engine.step.StepRows` has them on the device instead.)
+    Only `commit` counts the new tokens, so that a failed call leaves the lengths unchanged. `position` and `seq_lens`
+    are None here: new rows are `new[i]`, at the same position in every sequence, and attention reads all of `first[i]`
+    and `second[i]`. (`engine.cache.StepRows` has both on the device.)
     """
 
     position: torch.Tensor | None = None
@@ -28,7 +28,7 @@ class Rows:
         self.batch = 0
 
     def open(self, layout: Layout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make room in every slot, at the first layer; the following layers only have their layout checked.
+        """Make room in every slot at the first layer; for later layers only check the layout.
 
         Raises:
             ValueError: as `SlotCache.reserve`.
@@ -53,7 +53,7 @@ class Rows:
     def append(self, index: int, parts: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Write new tokens (B, T, width of each part) into slot number `index`; returns all rows of both parts.
 
-        Where gradients are recorded the new rows keep theirs, the cached ones are constants.
+        Under autograd the new rows keep their gradients; cached rows are constants.
         """
         border = self.layout.widths[0]
         parts = tuple(

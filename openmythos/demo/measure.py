@@ -31,7 +31,7 @@ class Phase:
 
 
 class Limits(NamedTuple):
-    """How many rounds are timed. After `min_rounds`, none begins that would end after `deadline`."""
+    """The number of timed rounds. After `min_rounds`, no round begins that would end after `deadline`."""
 
     min_rounds: int
     max_rounds: int
@@ -46,12 +46,12 @@ class Result(NamedTuple):
     backends: Counter
 
 
-# Does one model's work of a round and returns its logits.
+# Runs one model's part of a round and returns its logits.
 Work = Callable[[ComparedModel, int], torch.Tensor]
 
 
 def _round(models: Sequence[ComparedModel], number: int, work: Work, say: Callable[[str], None]) -> dict[str, Result]:
-    """{name: result}; round 0 is the warm-up, which records the backends. Recording would slow down the others."""
+    """{name: result}. Round 0 is the warm-up; only it records the backends, since recording slows calls down."""
     results = {}
     for model in rotated(models, number):
         say(model.name)

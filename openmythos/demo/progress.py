@@ -14,7 +14,7 @@ LOG_SECONDS = 10.0
 class Progress:
     """Progress on standard error.
 
-    No thread may run beside a timed model, so only `step` redraws the live line.
+    Only `step` redraws the live line, since no thread may run beside a timed model.
     """
 
     def __init__(self) -> None:

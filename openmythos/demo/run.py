@@ -28,7 +28,7 @@ MEMORY = {"1b": 13.8e9, "small": 1.0e9}
 
 
 def _prepare(size: str, out: Path) -> None:
-    """Raise DemoError for every failure that can be detected before minutes are spent."""
+    """Raise DemoError for every failure that can be detected before minutes of work."""
     check_packages()
     try:
         dispatch.environment_backend()
@@ -91,7 +91,7 @@ def _measure(
 def run_demo(size: str, out: Path, rounds: int | None = None) -> None:
     """Print the comparison and write demo.json and demo.png to the folder `out`.
 
-    size: "1b" or "small". rounds: the most timed rounds of each kind; a time budget limits them too.
+    size: "1b" or "small". rounds: the maximum number of timed rounds of each kind; a time budget limits them too.
 
     Raises:
         DemoError: when a package or memory is missing, `out` is no folder, or a selected backend cannot serve.

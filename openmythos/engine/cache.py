@@ -1,4 +1,4 @@
-"""The cache as a decode step sees it: addresses that stay, and lengths on the device."""
+"""The cache as a decode step sees it: fixed addresses, and lengths on the device."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from openmythos.cache import KVCache, Layout, Rows
 
 
 class StepRows(Rows):
-    """The slots of `keys` at a capacity of at least `tokens` that stays.
+    """The slots of `keys`, at a fixed capacity of at least `tokens`.
 
     A step writes the row at `position` (B) of each slot and reads its first `seq_lens` = position + 1 (B) rows: shapes
     and addresses are the same at every step, and the host need not know the position. `table` holds the rotations of
     all positions, (P, dr/2, 2).
 
     Raises:
-        ValueError: when the keys hold no tokens or not all the same number, another implementation wrote some of their
+        ValueError: when the keys hold no tokens or are of unequal length, another implementation wrote some of their
             entries, or `tokens` is more than max_seq_len.
     """
 
@@ -40,10 +40,10 @@ class StepRows(Rows):
         self.position = self.seq_lens.long() - 1
 
     def open(self, layout: Layout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Nothing: there is room for every step."""
+        """Nothing to do: there is room for every step."""
 
     def append(self, index: int, parts: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Refused: new rows have their place on the device, which only the op rope_append_ reads."""
+        """Raises: the position of new rows is on the device, and only the op rope_append_ reads it."""
         raise RuntimeError("a decode step writes the cache by rope_append_: run it without gradients and autocast")
 
     def commit(self) -> None:
@@ -52,11 +52,11 @@ class StepRows(Rows):
         self.start += 1
 
     def current(self) -> bool:
-        """Whether the cache still is as the last step left it: the same buffer, and no other tokens."""
+        """Whether the cache is as the last step left it: the same buffer and the same number of tokens."""
         unchanged = (self.start,) * max(self.batch, 1)
         return self.cache.buffer is self.buffer and all(self.cache.lengths[slot] == unchanged for slot in self.slots)
 
     def advance(self) -> None:
-        """Move to the next position, by kernels alone."""
+        """Move to the next position, on the device only."""
         self.position += 1
         self.seq_lens += 1

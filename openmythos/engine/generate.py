@@ -1,4 +1,4 @@
-"""generate and stream: sampling from a model with a KV cache until the end of sequence."""
+"""generate and stream: sample from a model with a KV cache until the end of the sequence."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stream(
     generator: torch.Generator | None = None,
     graph: bool | None = False,
 ) -> Iterator[torch.Tensor]:
-    """Yield each step's tokens, (B, 1). Arguments and errors as `generate`; checked before the first step."""
+    """Yield each step's tokens, (B, 1). Arguments and errors as in `generate`, checked before the first step."""
     _check(max_new_tokens, temperature, top_k, model, input_ids)
     model.recurrent.loops(n_loops)
     graph = _graphed(graph, model)
@@ -55,7 +55,7 @@ def stream(
 
 
 def _graphed(graph: bool | None, model: OpenMythos) -> bool:
-    """Whether to replay a graph; None asks `why_no_graph`, and its reason is logged."""
+    """Whether to replay a graph; for None `why_no_graph` decides, and its reason is logged."""
     if graph is False:
         return False
     reason = why_no_graph(model)
@@ -108,11 +108,11 @@ def generate(
     input_ids integers (B, T) -> (B, T + new) with new <= max_new_tokens. The same seed and logits give
     upstream's samples. temperature 0 is greedy; top_k 0 (or above the vocabulary) samples from all. With
     eos_token_id a row that has produced it repeats it, and generation ends when every row has. `generator`
-    seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off whatever the model's mode.
+    seeds the sampling; `on_token` gets each step's tokens (B, 1). Dropout is off in any mode of the model.
 
     With `graph` every token after the first is one replay of a captured CUDA or HIP graph (`DecodeStep`),
-    and room for all tokens is allocated at once. None uses a graph where there can be one; otherwise the reason,
-    that of `why_no_graph(model)`, is logged.
+    and room for all tokens is allocated at once. None uses a graph if possible; otherwise the reason from
+    `why_no_graph(model)` is logged.
 
     Raises:
         ValueError: before anything runs, naming the argument, when the prompt is empty or holds an id

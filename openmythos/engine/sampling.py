@@ -9,9 +9,9 @@ import torch.nn.functional as F
 def sample(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int = 50, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """One token a row from softmax(logits / temperature) over the top_k (0: all). logits (B, V) -> (B, 1).
+    """One token per row from softmax(logits / temperature) over the top_k (0: all). logits (B, V) -> (B, 1).
 
-    temperature 0 takes the largest logit; top_k above V means all; ties with the k-th logit stay in.
+    temperature 0 takes the largest logit; top_k above V means all; ties with the k-th logit are kept.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)

@@ -1,7 +1,7 @@
-"""One decode step that a CUDA or HIP graph can hold: no reallocation, and no value is read back to the host.
+"""One decode step that a CUDA or HIP graph can capture: no reallocation, and no value is read back to the host.
 
 The token, its position, the cache's rows and the logits keep their addresses; a kernel advances the position. All
-loops run: a sequence that has halted continues with weight zero, which is exact, so that the host decides no exit.
+loops run: a sequence that has halted continues with weight zero, which is exact, so the host never decides on an exit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from openmythos.nn.fusion import explain_module, hooks_on_all_modules
 
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; each module gets its own mode back."""
+    """Evaluation mode inside the block; afterwards each module's own mode is restored."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -58,7 +58,7 @@ def why_no_graph(model: OpenMythos) -> str | None:
 
 
 def _waits(model: OpenMythos) -> str | None:
-    """The reference of the experts reads on the host which of them have rows; no other op of a step waits."""
+    """The reason why a step waits for the device, or None: only the experts' reference does, to find their rows."""
     ffn = model.recurrent.block.ffn
     if ffn.topk == 0:
         return None
@@ -75,14 +75,14 @@ def _waits(model: OpenMythos) -> str | None:
 class DecodeStep:
     """The step from one token a sequence to the logits of the next: `logits = step(token)`.
 
-    `cache` holds the prompt, at the same length for every sequence, and keeps what the steps append. With `graph` the
-    first call runs as usual, which compiles what has to be compiled; the second captures, and it and all later ones
-    replay. The logits (B, 1, V) are overwritten by the next call. Weights may change in place, but a graph holds the
-    addresses that they had: a model that was moved or cast needs a new step.
+    `cache` holds the prompt, of the same length for every sequence, and keeps what the steps append. With `graph` the
+    first call runs normally, which compiles kernels; the second captures the graph, and it and all later ones replay
+    it. The next call overwrites the logits (B, 1, V). Weights may change in place, but a graph holds their addresses:
+    a model that was moved or cast needs a new step.
 
     Raises:
-        ValueError: when there can be no step or graph for this model (`why_no_step`, `why_no_graph`), the cache is
-            empty or uneven, or `tokens`, the most that it has to hold, exceeds max_seq_len.
+        ValueError: when this model allows no step or graph (`why_no_step`, `why_no_graph`), the cache is empty or
+            uneven, or `tokens`, the largest number that it has to hold, exceeds max_seq_len.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Replaces several files of one folder as if they were one: all of them, or none.
+"""Replaces several files of one folder atomically: all of them, or none.
 
-New files are written and synced in a hidden folder inside the target. Renaming that to `.saved` is the one
-atomic step that makes them current; then each moves to its place. `current` sees through an interruption at any
-point, so a reader finds the old files or the new ones, and the next save completes the moves.
+New files are written and synced in a hidden folder inside the target. Renaming that folder to `.saved` is the one
+atomic step that makes them current; then each file moves to its place. `current` handles an interruption at any point,
+so a reader finds either the old files or the new ones, and the next save completes the moves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def sync(path: Path) -> None:
 
 
 def current(folder: Path) -> dict[str, Path]:
-    """{name: path} of the folder's files, an interrupted save's in front of those that they replace."""
+    """{name: path} of the folder's files; those of an interrupted save take precedence."""
     pending = folder / _SAVED
     files = {entry.name: entry for entry in folder.iterdir() if entry.is_file()}
     if (pending / _LIST).is_file():
@@ -49,7 +49,7 @@ def _shadowed(name: str, names: list[str]) -> bool:
 
 
 def _complete(folder: Path) -> None:
-    """Move a committed save's files to their places; picks up where an interruption left off."""
+    """Move a committed save's files to their places, also after an interruption."""
     pending = folder / _SAVED
     if not pending.is_dir():
         return
@@ -69,7 +69,7 @@ def _complete(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other savers; the lock ends with the process. Not every network disk has locks."""
+    """Lock the folder against other saves; the lock ends with the process. Some network disks have no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -84,7 +84,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(folder: Path, needed: Callable[[], int]) -> Iterator[Path]:
-    """Yields an empty folder; the files that the block writes there replace their namesakes in `folder` at its end.
+    """Yields an empty folder; when the block ends, the files in it replace those of the same name in `folder`.
 
     An exception in the block leaves `folder` as it was. `needed()` bytes must be free.
 

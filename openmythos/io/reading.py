@@ -32,12 +32,12 @@ def load(
     """The model of a checkpoint: a folder that `save` wrote, one .safetensors file, or a training checkpoint (.pt).
 
     config (any object or dict with a MythosConfig's fields) overrides the stored one, for another max_seq_len or
-    max_loop_iters: rows of the loop scales are dropped, or the last repeated. dtype None keeps the stored dtypes;
-    device None is the CPU. strict=False leaves out unknown tensors and initialises missing ones. Memory peaks at
+    max_loop_iters: rows of the loop scales are dropped, or the last one is repeated. dtype None keeps the stored
+    dtypes; device None is the CPU. strict=False ignores unknown tensors and initialises missing ones. Memory peaks at
     the model and one tensor.
 
     Raises:
-        FileNotFoundError: naming what is not there.
+        FileNotFoundError: naming the missing file or folder.
         ValueError: naming a damaged file, or in one message all missing, unexpected and mis-shaped tensors.
     """
     device = check_target(dtype, device)
@@ -58,12 +58,12 @@ def load(
 
 
 def _itself(path: Path, files: dict[str, Path]) -> dict[str, Path]:
-    """The file asked for, also where an interrupted save replaces it."""
+    """The requested file, or the one of an interrupted save that replaces it."""
     return {} if path.is_dir() or path.name in files else {path.name: path}
 
 
 def _weight_files(path: Path, files: dict[str, Path]) -> tuple[list[str], str | None]:
-    """The names of the files that hold the tensors, and the id that they share where an index names it."""
+    """The names of the files that hold the tensors, and the checkpoint id if an index names it."""
     if path.is_file():
         return _indexed(path.name, files) if path.name.endswith(".index.json") else ([path.name], None)
     if SINGLE in files:
@@ -111,7 +111,7 @@ def _read_config(folder: Path, files: dict[str, Path]) -> MythosConfig:
 
 
 def _open(path: Path, files: dict[str, Path], names: list[str], checkpoint: str | None, stack: ExitStack) -> Source:
-    """All files opened before the first tensor is read, so that a save meanwhile cannot mix two checkpoints."""
+    """Open all files before the first tensor is read, so that a concurrent save cannot mix two checkpoints."""
     info: dict[str, Info] = {}
     owner: dict[str, object] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Reads upstream's training checkpoints, which pickle a config object, without running code of the file."""
+"""Reads upstream's training checkpoints, which pickle a config object, without running code from the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class TrainingCheckpoint(NamedTuple):
-    """What a training run wrote; tensors are views of the mapped file. A bare state dict has only `model`."""
+    """A training checkpoint's contents; tensors are views of the mapped file. A bare state dict has only `model`."""
 
     model: dict[str, torch.Tensor]
     config: MythosConfig | None = None
@@ -35,7 +35,7 @@ class _PickledConfig:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether this is a file for torch.load, by its first bytes or its name."""
+    """Whether this is a torch.save file, by its first bytes or its name."""
     return path.suffix in _SUFFIXES or _is_zip(path)
 
 
@@ -98,9 +98,9 @@ def _is_zip(path: Path) -> bool:
 
 
 def _unpickle(path: Path) -> object:
-    """torch.load that only makes tensors, plain containers and stand-ins for the config.
+    """torch.load that creates only tensors, plain containers and stand-ins for the config.
 
-    Files of torch.save's old format cannot be mapped and are read whole.
+    Files in torch.save's old format cannot be mapped and are read whole.
     """
     allowed = [(_PickledConfig, name) for name in _CONFIG_NAMES]
     try:
@@ -121,7 +121,7 @@ def _unpickle(path: Path) -> object:
 
 
 def _code_asked_for(path: Path) -> list[str]:
-    """The classes and functions named in the file that are not read, for the message."""
+    """The classes and functions in the file that are not allowed, for the message."""
     if not zipfile.is_zipfile(path):
         return []
     try:

@@ -66,7 +66,7 @@ def check_target(dtype: torch.dtype | None, device: torch.device | str | None) -
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Skips what only sets values: on the meta device that does nothing but import torch's compiler (70 MB, 2 s)."""
+    """Skips functions that only set values: on the meta device they only import torch's compiler (70 MB, 2 s)."""
 
     def __torch_function__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
@@ -78,7 +78,7 @@ class _ShapesOnly(TorchFunctionMode):
 
 
 def meta_model(config: MythosConfig) -> OpenMythos:
-    """A model on the meta device: all names and shapes, without memory and without drawing random numbers."""
+    """A model on the meta device: all names and shapes, no memory, no random numbers drawn."""
     with torch.device("meta"), _ShapesOnly():
         return OpenMythos(config)
 
@@ -110,7 +110,7 @@ def set_tensor(model: nn.Module, name: str, value: torch.Tensor, requires_grad: 
 
 
 def complete(model: OpenMythos, tied: bool) -> OpenMythos:
-    """Set what follows from the weights: the tied head, the rotary table on their device, huge pages."""
+    """Finish a model after its weights are set: the tied head, the rotary table on their device, huge pages."""
     if tied:
         model.head.weight = model.embed.weight
     model.recurrent.lora.scale.num_embeddings = model.recurrent.lora.scale.weight.shape[0]
@@ -120,14 +120,14 @@ def complete(model: OpenMythos, tied: bool) -> OpenMythos:
 
 
 def abbreviate(names: Iterable[str]) -> str:
-    """The first few names and the number of the others."""
+    """The first few names, and the number of remaining ones."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def fit_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """A table with one row a loop for another number of loops: drop extra rows, repeat the last for missing ones."""
+    """A table with one row per loop, resized to `rows` loops: extra rows are dropped, missing ones repeat the last."""
     if table.shape[0] == rows:
         return table
     return table[torch.arange(rows, device=table.device).clamp(max=table.shape[0] - 1)]
@@ -140,7 +140,7 @@ def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
 
 
 def match(wanted: dict[str, tuple[int, ...]], source: Source, strict: bool) -> list[str]:
-    """The names that the source lacks; with `strict` there are none.
+    """The wanted names that the source lacks; with `strict` that is an error.
 
     Raises:
         ValueError: one message with all missing, unexpected and mis-shaped names.
@@ -208,7 +208,7 @@ def build(
 
 
 def _with_embedding(source: Source) -> Source:
-    """The source with the tied matrix under the embedding's name, also where it only has the head's."""
+    """The source with the tied matrix under the embedding's name, even if it only has the head's."""
     if EMBED in source.info or HEAD not in source.info:
         return source
     info = {EMBED if name == HEAD else name: value for name, value in source.info.items()}
@@ -216,7 +216,7 @@ def _with_embedding(source: Source) -> Source:
 
 
 def _in_form_of(shapes: dict[str, tuple[int, ...]], source: Source) -> dict[str, tuple[int, ...]]:
-    """The shapes under per-expert names, or under the stacks' names where the source has those."""
+    """The shapes under per-expert names, or under the stacks' names if the source has those."""
     if not any(stack in source.info for stack in STACKS):
         return shapes
     gate, down = shapes[expert_key(0, "gate")], shapes[expert_key(0, "down")]

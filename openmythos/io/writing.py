@@ -19,7 +19,7 @@ from openmythos.io.weights import EMBED, HEAD, TABLES, Info, Source, expected_sh
 FORMAT_VERSION = 1
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-# Room for headers, the index and the config beside the tensors.
+# Bytes for headers, the index and the config, besides the tensors.
 _SLACK = 2**20
 
 
@@ -28,14 +28,14 @@ def save(
 ) -> None:
     """Write the model's weights and config into `folder`, all or nothing.
 
-    `model.safetensors`, or above `max_shard_bytes` `model-00001-of-0000N.safetensors` with Hugging Face's index;
-    `config.json` beside it. Keys, shapes and dtypes are upstream's state dict's, without the rotary tables, which
-    follow from the config, and with a tied head stored once. A checkpoint already there stays readable until the
-    new one is complete; other files in the folder stay. Tensors are written one at a time from where they are.
+    Writes `config.json` and `model.safetensors`, or above `max_shard_bytes` `model-00001-of-0000N.safetensors` with
+    Hugging Face's index. Keys, shapes and dtypes are those of upstream's state dict, without the rotary tables, which
+    follow from the config, and with a tied head stored once. An existing checkpoint stays readable until the new one
+    is complete; other files in the folder stay. Tensors are written one at a time from where they are.
 
     Raises:
-        ValueError: when max_shard_bytes is not positive, or the model's weights do not fit its config or have no
-            memory here (meta device, sharded over processes), before anything is written.
+        ValueError: before anything is written, when max_shard_bytes is not positive, or the model's weights do not fit
+            its config or have no memory in this process (meta device, sharded over processes).
         OSError: when the disk is full or another process is saving there; the old checkpoint is untouched.
     """
     if not isinstance(max_shard_bytes, int) or isinstance(max_shard_bytes, bool) or max_shard_bytes < 1:
@@ -49,7 +49,7 @@ def save(
         if len(shards) == 1:
             _write_shard(staging / SINGLE, shards[0], {"format": "pt"}, advance)
             return
-        # One id in all shards and the index, so that files of two checkpoints are never taken for one.
+        # One id in all shards and the index, so that files of two checkpoints are never combined.
         metadata = {"format": "pt", "checkpoint": uuid.uuid4().hex}
         where = {}
         for number, shard in enumerate(shards, 1):
@@ -101,7 +101,7 @@ def _write_shard(
 ) -> None:
     """The safetensors format: header length (8 bytes, little-endian), JSON header padded to 8, the tensors' bytes.
 
-    Written here since the package's own writer takes all tensors of a file at once, in host memory.
+    Written here because the package's own writer needs all tensors of a file at once, in host memory.
     """
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0

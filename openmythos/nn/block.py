@@ -30,7 +30,7 @@ class _Pieces(NamedTuple):
 
 @fusable
 class TransformerBlock(nn.Module):
-    """x + attn(attn_norm(x)), then + ffn(ffn_norm(.)); ffn is a MoEFFN with use_moe, else a dense Expert.
+    """h = x + attn(attn_norm(x)); h + ffn(ffn_norm(h)). ffn is a MoEFFN with use_moe, else a dense Expert.
 
     The residual stream keeps the dtype of x: a float32 stream through 16-bit weights stays float32.
     """
@@ -51,7 +51,7 @@ class TransformerBlock(nn.Module):
         kv_cache: MutableMapping | None = None,
         cache_key: str = "default",
     ) -> torch.Tensor:
-        """x (B, T, dim) -> (B, T, dim). Arguments as the attention's."""
+        """x (B, T, dim) -> (B, T, dim). Arguments as in the attention's forward."""
         if self.is_fusable() and children_are_unmodified(self):
             attn, new = self.attn, x.shape[1]
             rows = open_rows(kv_cache, (cache_key,), new, attn.layout, (attn.adopt,))
@@ -71,7 +71,7 @@ class TransformerBlock(nn.Module):
     ) -> Callable[[torch.Tensor, int], torch.Tensor]:
         """This block, which must be unmodified, as a function of x and the index of its slot in `rows`.
 
-        x (B * T, dim), so that no piece has to flatten it.
+        x (B * T, dim), so that no part has to flatten it.
         """
         parts, attn_parts, attend = self._pieces(trust), self.attn.pieces(trust), self.attn.run
 

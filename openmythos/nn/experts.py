@@ -50,7 +50,7 @@ def is_plain(expert: nn.Module, trust: pieces.Trust) -> bool:
 
 
 class StackOwner(Protocol):
-    """What a view needs of the module that holds the stacked weights."""
+    """What a view needs from the module that holds the stacked weights."""
 
     n_experts: int
 
@@ -83,9 +83,9 @@ fusable(_Slice)
 
 @fusable
 class ExpertView(Expert):
-    """Routed expert i: an `Expert` whose weights are views of the stack, so that writing to one is seen at once.
+    """Routed expert i: an `Expert` whose weights are views of the stack, so that writing to one changes the stack.
 
-    Gradients arrive at the stacked parameters.
+    Gradients accumulate in the stacked parameters.
     """
 
     def __init__(self, owner: StackOwner, expert: int) -> None:
@@ -101,7 +101,7 @@ class ExpertView(Expert):
 
 
 class ExpertList:
-    """`moe.routed_experts`: indexes, iterates and assigns like upstream's ModuleList, registering nothing twice."""
+    """`moe.routed_experts`: indexed, iterated and assigned like upstream's ModuleList, but registers no module."""
 
     def __init__(self, owner: StackOwner) -> None:
         self._owner = owner
@@ -140,11 +140,11 @@ class ExpertList:
             yield from expert.parameters()
 
     def views(self) -> Iterator[nn.Module]:
-        """New views of all experts that are not kept, for code that reads or fills their weights."""
+        """Temporary views of all experts, for code that reads or fills their weights."""
         return (ExpertView(self._owner, index) for index in range(len(self)))
 
     def modified(self) -> dict[int, str]:
-        """{expert: reason} of those that have to be called as modules."""
+        """{expert: reason} of the experts that have to be called as modules."""
         if hooks_on_all_modules():
             list(self)
         reasons = ((index, why_modified(module)) for index, module in self._made.items())

@@ -1,9 +1,9 @@
-"""Whether a module still computes what its class says, so that a fused path may compute it instead.
+"""Whether a module is unmodified, so that a fused path may compute it.
 
-A replaced `forward`, a hook, a subclass or a parametrisation modifies a module: it is then called as a module, and
-only that piece leaves the fused path. Putting the original back restores the fused path.
+A replaced `forward`, a hook, a subclass or a parametrisation modifies a module. It is then called as a module, and
+only that piece leaves the fused path. Restoring the original restores the fused path.
 
-The whole model is checked once for each forward. When it is unmodified all layers run fused without further checks;
+The whole model is checked once per forward. If it is unmodified, all layers run fused without further checks;
 otherwise each piece is checked when it is used.
 """
 
@@ -18,7 +18,7 @@ _original_forward: dict[type[nn.Module], object] = {
 
 
 def fusable(cls: type[nn.Module]) -> type[nn.Module]:
-    """Class decorator: record the class's own forward as the one that fused paths compute."""
+    """Class decorator: record the class's forward as the one that fused paths compute."""
     _original_forward[cls] = cls.forward
     return cls
 
@@ -68,7 +68,7 @@ def is_unmodified(module: nn.Module) -> bool:
 
 
 def children_are_unmodified(module: nn.Module) -> bool:
-    """`is_unmodified` of every child: what `module.forward` asks, since hooks of the module itself run around it."""
+    """`is_unmodified` of every child. Enough inside `module.forward`: hooks of the module itself run around it."""
     return all(child is None or why_modified(child) is None for child in module._modules.values())
 
 
@@ -78,7 +78,7 @@ def is_exactly(module: nn.Module, *classes: type[nn.Module]) -> bool:
 
 
 def explain_module(model: nn.Module) -> dict[str, str]:
-    """{module path: reason} of every piece of `model` that fused paths now leave to the module itself."""
+    """{module path: reason} of every piece of `model` that currently runs as a module instead of fused."""
     reasons = {}
     for name, module in model.named_modules():
         reason = why_modified_itself(module)

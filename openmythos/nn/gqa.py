@@ -64,7 +64,7 @@ class GQAttention(nn.Module):
         return real_table(freqs_cis, new, self.head_dim)
 
     def pieces(self, trust: pieces.Trust = pieces.UNCHECKED) -> _Pieces:
-        """What one or more calls of `run` compute with."""
+        """The pieces that one or more calls of `run` use."""
         projections = (pieces.linear(part, trust) for part in (self.wq, self.wk, self.wv, self.wo))
         return _Pieces(
             pieces.weight_dtype(self.wq), *projections, repeated.rope(trust.series), repeated.rope(trust.series)
@@ -117,7 +117,7 @@ class GQAttention(nn.Module):
             k, v = (part.repeat_interleave(self.groups, dim=2) for part in (k, v))
             mask = mask.tensor(total) if causal else mask
             return reference.attention(q, k, v, scale=self.head_dim**-0.5, mask=mask, dropout=dropout)
-        # a comparison of traced sizes becomes a bool only by branching on it
+        # a comparison of traced sizes only becomes a bool in a branch
         square = True if causal and new == total else False  # noqa: SIM210
         if causal:
             mask = None if square or new == 1 else mask.tensor(total)

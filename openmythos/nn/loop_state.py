@@ -1,6 +1,6 @@
-"""The state of the recurrent loop on the fused path: what one loop hands to the next.
+"""The state of the recurrent loop on the fused path.
 
-It belongs to `nn` and not to `engine`, since the recurrent block also runs without the engine.
+It is in `nn`, not in `engine`, since the recurrent block also runs without the engine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from openmythos.ops.precision import wide
 class LoopState:
     """State of N rows (positions) between loops, advanced by the op loop_step.
 
-    h (N, dim) is the hidden state, e (N, dim) the injected input, h_out (N, dim) the ACT-weighted sum of the states
-    and cum_p (N) the halting probability used up so far, both in float32 or wider. Where nothing records the calls,
-    h, h_out and cum_p are updated in place.
+    h (N, dim) is the hidden state, e (N, dim) the injected input, h_out (N, dim) the ACT-weighted sum of the states,
+    and cum_p (N) the cumulative halting probability; the last two are in float32 or wider. If nothing records the
+    calls, h, h_out and cum_p are updated in place.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The model's own causal mask, recognised by its type, so that its values are never read."""
+"""The model's own causal mask, recognised by type, so that its values are never read."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ Mask = CausalMask | torch.Tensor | None
 
 
 def as_tensor(mask: Mask) -> torch.Tensor | None:
-    """The mask in upstream's form, for modules that know no other."""
+    """The mask in upstream's form, for modules that need a tensor."""
     return mask.tensor() if isinstance(mask, CausalMask) else mask

@@ -42,7 +42,7 @@ class _Pieces(NamedTuple):
 
 @fusable
 class MLAttention(nn.Module):
-    """Attention whose keys and values are linear maps of one small latent a token.
+    """Attention whose keys and values are linear maps of one small latent per token.
 
     The cache keeps the normalised latent and one rotated rope key for all heads; an entry is
     {"c_kv": (B, S, kv_lora_rank), "k_rope": (B, S, n_heads, qk_rope_head_dim)}, the second expanded
@@ -82,7 +82,7 @@ class MLAttention(nn.Module):
         return real_table(freqs_cis, new, self.qk_rope_dim)
 
     def pieces(self, trust: pieces.Trust = pieces.UNCHECKED) -> _Pieces:
-        """What one or more calls of `run` compute with."""
+        """The pieces that one or more calls of `run` use."""
         norm, kv_up, drop = self.kv_norm, self.kv_up, self.attn_drop
         append = append_dtype = attend = None
         if trust.device is not None and isinstance(norm, RMSNorm) and trust.allows(norm):

@@ -69,7 +69,7 @@ class OpenMythos(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> OpenMythos:
-        """Move or cast; the rotary table stays float32 and is made again where a cast or the meta device spoilt it."""
+        """Move or cast. The rotary table stays float32; it is recomputed if a cast or the meta device corrupted it."""
         tied = self.head.weight is self.embed.weight
         super()._apply(fn, recurse)
         if tied and self.head.weight is not self.embed.weight:
@@ -274,7 +274,7 @@ class OpenMythos(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """As nn.Module's; upstream's per-expert keys and the stacked ones are both taken, rotary tables ignored."""
+        """As nn.Module's; accepts upstream's per-expert keys and the stacked ones, and ignores rotary tables."""
         state_dict = dict(state_dict)
         if "head.weight" not in state_dict and "embed.weight" in state_dict:
             state_dict["head.weight"] = state_dict["embed.weight"]
@@ -297,7 +297,7 @@ def check_vocabulary(input_ids: torch.Tensor, vocab_size: int) -> None:
 
 
 def _upstream_order(module: nn.Module) -> Iterator[nn.Module]:
-    """module.modules() with the routed experts where upstream registers them: between router and shared ones."""
+    """module.modules() with the routed experts where upstream registers them: between router and shared experts."""
     yield module
     for name, child in module.named_children():
         yield from _upstream_order(child)

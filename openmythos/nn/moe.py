@@ -22,7 +22,7 @@ _PARTS = ("gate", "up", "down")
 
 
 class _Pieces(NamedTuple):
-    """`experts` is None where routed experts have to be called as modules; it may leave out the shared ones."""
+    """`experts` is None if routed experts have to be called as modules; it may lack the shared ones."""
 
     dtype: torch.dtype | None
     router: pieces.Function
@@ -40,7 +40,7 @@ class MoEFFN(nn.Module):
     and loading accepts those and the stacked ones.
 
     `recompute` chooses what a GPU keeps for the backward pass: False keeps gate x and up x of every choice (2 k I
-    elements a row and loop), True keeps the arguments alone and multiplies again. `openmythos.observe` returns the
+    elements per row and loop), True keeps only the arguments and recomputes both. `openmythos.observe` returns the
     number of rows that each expert served.
     """
 
@@ -127,7 +127,7 @@ class MoEFFN(nn.Module):
         return total.to(out.dtype)
 
     def _call_experts(self, flat: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The same sum with every expert called as a module, for modified experts."""
+        """The routed experts' weighted sum with every expert called as a module, for modified experts."""
         out = torch.zeros_like(flat)
         for expert, rows, column in reference.group_by_expert(ids, self.n_experts):
             y = self._experts[expert](flat[rows])

@@ -1,4 +1,4 @@
-"""What a forward computes besides its result: routing counts and the number of loops that ran."""
+"""Observing a forward: routing counts, and the number of loops that ran."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Observation:
 
 @contextmanager
 def observe(model: nn.Module) -> Iterator[Observation]:
-    """Collect what forwards of `model`, compiled ones included, do inside the block.
+    """Collect routing counts and loops of every forward of `model` in the block, compiled ones included.
 
         with openmythos.observe(model) as seen:
             logits = model(ids)
         load = torch.stack(seen.expert_counts).sum(0)
 
-    It is the seam for load balancing (a step on `router_bias`) and for a ponder cost. Logits, signatures and hooks
-    stay as they are. A replayed graph (graph=True) is observed once, when it is captured.
+    Meant for load balancing (a step on `router_bias`) and for a ponder cost. Logits, signatures and hooks stay
+    unchanged. A replayed graph (graph=True) is observed once, when it is captured.
     """
     seen = Observation()
     observed = [module for module in model.modules() if hasattr(type(module), "observation")]

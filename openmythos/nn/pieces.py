@@ -41,7 +41,7 @@ UNCHECKED = Trust()
 
 
 def linear(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
-    """A projection without bias through the fastest backend; anything else in its place as it is."""
+    """A projection without bias through the fastest backend; any other module is called as it is."""
     if isinstance(module, nn.Linear) and module.bias is None and trust.allows(module):
         return repeated.linear(module.weight, trust.series)
     return module
@@ -56,7 +56,7 @@ def norm(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
 
 
 def _narrow(weight: torch.Tensor, x: torch.Tensor) -> torch.dtype | None:
-    """A 16-bit norm feeds 16-bit projections even where the residual stream is wider."""
+    """The weight's dtype if narrower than x: a 16-bit norm feeds 16-bit projections from a wider residual stream."""
     return weight.dtype if weight.dtype.itemsize < x.dtype.itemsize else None
 
 
@@ -84,7 +84,7 @@ def stream_norm_add(
 
 
 def dropout(module: nn.Module, trust: Trust = UNCHECKED) -> Function:
-    """Dropout; the identity where it drops nothing."""
+    """Dropout; the identity if it drops nothing."""
     if isinstance(module, nn.Dropout) and trust.allows(module) and not (module.p and module.training):
         return _identity
     return module
@@ -101,7 +101,7 @@ def weight_dtype(module: nn.Module) -> torch.dtype | None:
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """x in the dtype of the weight that it meets; unchanged under autocast."""
+    """x in the dtype of the weight that it is multiplied by; unchanged under autocast."""
     if dtype is None or x.dtype == dtype or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(dtype)

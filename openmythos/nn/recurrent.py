@@ -37,7 +37,7 @@ def loop_index_embedding(h: torch.Tensor, loop_t: int, loop_dim: int, theta: flo
 
 @fusable
 class LoRAAdapter(nn.Module):
-    """Low-rank delta with a scale per loop: (down(x) * scale[min(t, max_loops - 1)]) @ B (arXiv 2410.20672)."""
+    """Low-rank delta with one scale per loop: (down(x) * scale[min(t, max_loops - 1)]) @ B (arXiv 2410.20672)."""
 
     def __init__(self, dim: int, rank: int, max_loops: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class LoRAAdapter(nn.Module):
         return (pieces.linear(self.down)(x) * scale) @ self.B
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        """Take a table of another number of loops: extra rows are dropped, missing ones repeat the last."""
+        """Accept a table for another number of loops: extra rows are dropped, missing ones repeat the last."""
         key, rows = f"{prefix}scale.weight", self.scale.num_embeddings
         table = state_dict.get(key)
         if table is not None and table.dim() == 2 and 0 < table.shape[0] != rows:
@@ -74,7 +74,7 @@ class LTIInjection(nn.Module):
         self.B = nn.Parameter(torch.ones(dim) * 0.1)
 
     def get_A(self) -> torch.Tensor:
-        """exp(-exp(log_dt + log_A)), (dim) in float32 or wider, strictly between 0 and 1 in floating point too."""
+        """exp(-exp(log_dt + log_A)), (dim) in float32 or wider, strictly between 0 and 1 even after rounding."""
         total = self.log_dt.to(wide(self.log_dt.dtype)) + self.log_A.to(wide(self.log_A.dtype))
         return torch.exp(-torch.exp(total.clamp(*_LOG_RANGE)))
 
@@ -100,8 +100,8 @@ class ACTHalting(nn.Module):
 class RecurrentBlock(nn.Module):
     """Loops one block: each step injects e, adds the loop's LoRA delta and accumulates the halting output.
 
-    The step between two runs of the block is one fused op, unless lora, injection, act or norm are modified; then
-    those are called as modules. `openmythos.observe` returns the number of loops that ran.
+    The step between two runs of the block is one fused op; if lora, injection, act or norm is modified, all four are
+    called as modules. `openmythos.observe` returns the number of loops that ran.
     """
 
     observation: Observation | None = None

@@ -1,4 +1,4 @@
-"""What all ops share: the schema of a typed call, declaration with torch.library, and the direct way to a backend."""
+"""What all ops share: the schema of a typed call, declaration with torch.library, and direct calls of a backend."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def schema_of(contract: type[Call], expand: Mapping[str, Sequence[str]], mutates
 
 
 def flat(call: Call) -> tuple[Any, ...]:
-    """The arguments of `openmythos::<op>` for a typed call; a field that holds several tensors becomes its tensors."""
+    """The arguments of `openmythos::<op>` for a typed call; fields that hold several tensors are flattened."""
     return call.flat() if hasattr(call, "flat") else call
 
 
@@ -61,7 +61,7 @@ def define(
     mutates: Sequence[str] = (),
     expand: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Declare `openmythos::<name>`, whose kernel on every device asks the dispatch table each time.
+    """Declare `openmythos::<name>`, whose one kernel for all devices looks up the dispatch table at each call.
 
     fake and reference take the typed call.
     """
@@ -90,7 +90,7 @@ def gradients(contract: type[Call], **found: torch.Tensor | None) -> tuple[torch
 
 
 def contiguous(outputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The outputs with the layout that the fakes promise."""
+    """The outputs made contiguous, as the fake implementations return them."""
     return tuple(part.contiguous() for part in outputs)
 
 
@@ -108,9 +108,9 @@ def accepts_backend(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def direct(x: torch.Tensor) -> str | None:
-    """The device type of x if its chosen backend may be called without going through the op, else None.
+    """The device type of x if the backend may be called directly, without the op, else None.
 
-    It may where nothing records or rewrites the call: outside of autograd, compilers, autocast and subclasses.
+    Direct calls need that nothing records or rewrites the call: no autograd, compiler, autocast or tensor subclass.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) not in _PLAIN:
         return None
@@ -119,7 +119,7 @@ def direct(x: torch.Tensor) -> str | None:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype that torch.autocast asks of matrix products on x's device, or None outside autocast."""
+    """The dtype of matrix products under torch.autocast on x's device, or None outside autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 

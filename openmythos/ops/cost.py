@@ -1,8 +1,8 @@
 """The cost of a call: bytes that have to move and FLOPs that have to be done, counted from the shapes of its tensors.
 
-Bytes are the useful ones: each weight, cached row, input and output once, in its own dtype. A multiply-add counts as
-two FLOPs. Statistics, masks and softmax are not counted: they are small next to the products. The counts of an op are
-in openmythos/ops/<op>/cost.py; they read only shapes and dtypes, so that calls on the meta device can be counted.
+Only useful bytes count: each weight, cached row, input and output once, in its own dtype. A multiply-add counts as two
+FLOPs. Statistics, masks and softmax are not counted: they are small next to the products. The counts of an op are in
+openmythos/ops/<op>/cost.py; they read only shapes and dtypes, so that calls on the meta device can be counted.
 """
 
 from __future__ import annotations

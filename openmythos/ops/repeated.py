@@ -1,10 +1,10 @@
 """The ops for a caller that repeats a call with the same weights, shapes and dtypes, as the recurrent loop does.
 
-A public op checks shapes, whether autograd or a compiler records the call, and which backend serves it, at every
-call: microseconds, which a decoded token of a small model pays hundreds of times. These functions take the weights
-and `device`, the result of `direct` for the whole series (None: the public op at every call), and return the op as a
-function of its other arguments. The backend is chosen at the first call, so a function must not outlive the forward
-that made it, and the caller guarantees shapes that agree.
+At every call a public op checks shapes, whether autograd or a compiler records the call, and which backend serves it.
+That takes microseconds, hundreds of times per decoded token. These functions take the weights and `device`, the result
+of `direct` for the whole series (None: the public op at every call), and return the op as a function of its other
+arguments. The backend is chosen at the first call, so a function must not outlive the forward that made it, and the
+caller guarantees that shapes agree.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def rope(device: str | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Ten
 def rope_append_(
     weight: torch.Tensor, eps: float, device: str | None
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], None]:
-    """(down, cos_sin, cache_rows, position) -> None. Slots differ in alignment, so each call is dispatched."""
+    """(down, cos_sin, cache_rows, position) -> None. Each call is dispatched, since slots differ in alignment."""
 
     def append(
         down: torch.Tensor, cos_sin: torch.Tensor, cache_rows: torch.Tensor, position: torch.Tensor | None

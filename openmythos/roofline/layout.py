@@ -10,7 +10,7 @@ import torch
 from openmythos.config import MythosConfig
 from openmythos.roofline import model
 
-# share of a device's memory for weights and cache; the rest is for activations, workspaces and fragmentation
+# fraction of a device's memory for weights and cache; the rest is for activations, workspaces and fragmentation
 USABLE = 0.9
 TENSOR = (1, 2, 4, 8)
 # weight, gradient, and AdamW's float32 copy and two float32 moments

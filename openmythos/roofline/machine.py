@@ -20,7 +20,7 @@ LINEAR_ROWS, LINEAR_WIDTH = 512, 2048
 
 @dataclass(frozen=True)
 class Machine:
-    """A name, bytes a second, FLOPs a second by dtype, bytes of memory, and the source of these numbers."""
+    """A name, bytes per second, FLOPs per second by dtype, bytes of memory, and the source of these numbers."""
 
     name: str
     bandwidth: float
@@ -29,7 +29,7 @@ class Machine:
     source: str
 
     def rate(self, dtype: str) -> float:
-        """FLOPs a second in `dtype`.
+        """FLOPs per second in `dtype`.
 
         Raises:
             ValueError: when there is none.
@@ -39,7 +39,7 @@ class Machine:
         return self.flops[dtype]
 
     def floor(self, cost: Cost, dtype: str) -> float:
-        """The fewest seconds possible: the longer of moving the bytes and doing the FLOPs."""
+        """The minimum time in seconds: the larger of moving the bytes and doing the FLOPs."""
         return max(cost.bytes / self.bandwidth, cost.flops / self.rate(dtype))
 
     def bound(self, cost: Cost, dtype: str) -> str:

@@ -1,4 +1,4 @@
-"""The cost of the whole model by part, each part counted as often as it runs."""
+"""The cost of the whole model by part, each part times the number of its runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openmythos.ops.moe import sample as moe
 from openmythos.ops.rms_norm import cost as rms_norm_cost
 from openmythos.ops.rms_norm import sample as rms_norm
 
-# the residual stream, whatever the dtype of the weights
+# the residual stream, for any dtype of the weights
 STREAM = torch.float32
 # the counts read shapes and dtypes only
 DEVICE = "meta"
@@ -74,7 +74,7 @@ def cache_slots(cfg: MythosConfig, loops: int) -> int:
 
 
 def cache_bytes(cfg: MythosConfig, loops: int, dtype: torch.dtype) -> int:
-    """Bytes of cache a token: a latent and a rope key in every slot."""
+    """Bytes of cache per token: a latent and a rope key in every slot."""
     heads = heads_of(cfg)
     return cache_slots(cfg, loops) * (heads.latent + heads.rope) * dtype.itemsize
 
@@ -84,7 +84,7 @@ def _linear(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Cost:
 
 
 def mla_attention(heads: mla.Heads, batch: int, new: int, keys: int, dtype: torch.dtype) -> Cost:
-    """`new` causal queries over `keys` keys a sequence, in the form with fewer FLOPs."""
+    """`new` causal queries over `keys` keys per sequence, in the form with fewer FLOPs."""
     call = mla.mla_attention(batch, new, keys, heads, dtype, DEVICE)
     absorbed = absorbed_wins(new, keys, heads.latent, heads.nope, heads.value)
     return mla_cost.mla_absorbed(call) if absorbed else mla_cost.mla_decompressed(call)
@@ -107,7 +107,7 @@ def attention(cfg: MythosConfig, batch: int, new: int, keys: int, dtype: torch.d
 def forward(
     cfg: MythosConfig, batch: int, new: int, past: int, loops: int, dtype: torch.dtype, *, last_token_only: bool = True
 ) -> dict[str, Cost]:
-    """Cost by part of one call with `new` tokens a sequence after `past` cached ones, weights in `dtype`."""
+    """Cost by part of one call with `new` tokens per sequence after `past` cached ones, weights in `dtype`."""
     rows = batch * new
     layers = cfg.prelude_layers + cfg.coda_layers
     attend = attention(cfg, batch, new, past + new, dtype)
@@ -130,15 +130,15 @@ def forward(
 
 
 def decode(cfg: MythosConfig, batch: int, past: int, loops: int, dtype: torch.dtype) -> dict[str, Cost]:
-    """Cost by part of one decoded token a sequence after `past` cached ones."""
+    """Cost by part of one decoded token per sequence after `past` cached ones."""
     return forward(cfg, batch, 1, past, loops, dtype)
 
 
 def train_step(cfg: MythosConfig, batch: int, new: int, loops: int, dtype: torch.dtype) -> dict[str, Cost]:
     """Cost by part of forward and backward, without the optimiser.
 
-    Each product is done three times: for the output and for the gradients of both operands. Weights are read twice a
-    use; their gradients are accumulated over the loops and written once.
+    Each product is computed three times: for the output and for the gradients of both operands. Each use of a weight
+    reads it twice; its gradient is accumulated over the loops and written once.
     """
     costs = forward(cfg, batch, new, 0, loops, dtype, last_token_only=False)
     once = forward(cfg, batch, new, 0, 1, dtype, last_token_only=False)

@@ -1,6 +1,6 @@
 """Memory of this process around one step on an upstream model, as JSON; run as a module in a fresh process.
 
-The pages of libraries come and go as the kernel likes, and do not count.
+Pages of libraries are not counted, since the kernel drops and reloads them at any time.
 
 python -m tests.acceleration.memory [accelerate|copy|save|load] [float32|bfloat16] [small|mythos_1b]
 """
@@ -44,7 +44,7 @@ def _reset_peak() -> None:
 
 
 def main(step: str, dtype_name: str, size: str) -> dict[str, float | str]:
-    """{empty, before, peak, after} in MB of resident memory without what is mapped from files, and seconds."""
+    """{empty, before, peak, after}: MB of resident memory without mapped files, and seconds."""
     torch.set_num_threads(1)
     dtype = getattr(torch, dtype_name)
     config = openmythos.MythosConfig(**SMALL) if size == "small" else getattr(openmythos, size)()
@@ -76,7 +76,7 @@ def main(step: str, dtype_name: str, size: str) -> dict[str, float | str]:
                 start = time.perf_counter()
                 result = openmythos.load(folder, dtype=dtype)
                 seconds = time.perf_counter() - start
-    # Files that are mapped only during the step, as weights may be, do count.
+    # Files mapped only during the step, such as weights, do count.
     peak, after = _status("VmHWM") - _status("RssFile"), _status("RssAnon")
     weights = sum(parameter.nbytes for parameter in result.parameters()) / 2**20
     return {

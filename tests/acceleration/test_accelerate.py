@@ -1,4 +1,4 @@
-"""accelerate: upstream's logits, the weights moved or copied, and a source that says where they went."""
+"""accelerate: upstream's logits, weights moved or copied, and the error of a source whose weights have moved."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_our_own_model_is_cast(copied: bool) -> None:
 
 
 class _FailingMover(acceleration._Mover):
-    """Fails at its third tensor, or at its last ones."""
+    """Fails at the third tensor, or at the last ones."""
 
     error: BaseException = MemoryError()
     after = 3

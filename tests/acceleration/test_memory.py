@@ -19,11 +19,11 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
 ]
 ROOT = Path(__file__).parents[2]
-# The largest tensor that is held twice, and what importing costs on first use.
+# The largest tensor that is held twice, plus imports on first use.
 SLACK_MB = 40
 
 
-# Pages of libraries that the kernel takes away during a step look like memory of the step: it has to do so every time.
+# Library pages that the kernel drops during a step look like memory of the step: a test fails if all attempts do.
 ATTEMPTS = 3
 
 

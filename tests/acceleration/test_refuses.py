@@ -1,4 +1,4 @@
-"""accelerate refuses, before anything is moved, a source that is more than its weights and config."""
+"""accelerate refuses, before anything is moved, a source with modifications beyond its weights and config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A case: wrong results are never timed, failing baselines are listed with the reason, ratios come from the rounds."""
+"""bench.case: wrong results are never timed, failing baselines get a reason, ratios come from the rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench.compare: a planted slowdown is caught, a faster machine is not taken for faster code."""
+"""bench.compare: a planted slowdown is caught, and a faster machine is not mistaken for faster code."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_threshold_is_a_percentage(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_is_slower_as_a_whole_is_no_regression() -> None:
-    """Everything takes twice as long, the machine's own stream and product too: fractions stay."""
+    """Everything takes twice as long, including the machine's stream and product: fractions stay the same."""
     run = copy.deepcopy(BASE)
     for one in run["benchmarks"][:2]:
         one["extra_info"]["wall_ms"] *= 2
@@ -76,7 +76,7 @@ def test_runs_of_one_side_are_a_median() -> None:
 
 
 def test_runs_that_differ_widen_the_interval() -> None:
-    """8 and 12 ms are 10 with an error of 20%; 13 ms alone has the error of its own rounds."""
+    """8 and 12 ms are 10 with an error of 20%; a single 13 ms has the error of its own rounds."""
     quiet = recorded(entry("bare", 13.0))
     quiet["benchmarks"][0]["extra_info"] |= {"spread": 0.1, "rounds": 25}
     found, _ = changes([recorded(entry("bare", ms)) for ms in (8.0, 12.0)], [quiet])

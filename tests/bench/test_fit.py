@@ -17,7 +17,7 @@ def test_points_on_a_line() -> None:
 
 
 def test_a_knee_is_found_where_it_is() -> None:
-    """Flat until 32, then proportional: as a batch that first waits for memory and then multiplies."""
+    """Flat until 32, then proportional, like a batch that is first memory-bound and then compute-bound."""
     x = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     line = fit(x, [max(10.0, 10.0 * value / 32) for value in x])
     assert line.breaks == 64

@@ -1,4 +1,4 @@
-"""Growth curves: the points of a series take turns, and the report names the point where a line ends."""
+"""Growth curves: the points of a series are interleaved, and the report names the point where a line ends."""
 
 from __future__ import annotations
 

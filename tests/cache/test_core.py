@@ -1,4 +1,4 @@
-"""The cache by slots: a length for each slot and sequence, rows that count only when a call succeeds."""
+"""The cache by slots: one length per slot and sequence, and new rows that count only if the call succeeds."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_an_empty_batch_has_a_length() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
 def test_copies(duplicate) -> None:
-    """A deep copy has its own rows; a shallow one shares them, as one of a dict of tensors would."""
+    """A deep copy has its own rows; a shallow copy shares them, as that of a dict of tensors would."""
     cache = KVCache()
     cache.append("a", LAYOUT, parts(2, 3))
     twin = duplicate(cache)

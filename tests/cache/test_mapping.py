@@ -196,7 +196,7 @@ MOVES = {
 @pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
 @pytest.mark.parametrize("kind", [dict, KVCache])
 def test_entries_may_change_places(attn_type: str, how: str, hooked: bool, kind: type) -> None:
-    """Two loops swap their entries, and one takes over another's: rows are copied before they are overwritten."""
+    """Two loops swap entries, or one gets another's: rows are copied before they are overwritten."""
     if kind is dict and how == "views without the mark" and attn_type == "mla":
         pytest.skip("a dict without one of our entries looks like one that upstream filled")
     take, model, ids, cache = MOVES[how], small_model(attn_type), tokens(2, 9), kind()
@@ -228,7 +228,7 @@ def test_an_entry_of_another_key_alone(attn_type: str) -> None:
 
 @ATTENTION
 def test_views_shifted_within_their_slot(attn_type: str) -> None:
-    """Without their mark, too: they are known by their memory."""
+    """Also without the mark, since views are recognised by their memory."""
     model, cache = small_model(attn_type), {}
     attention, x = model.prelude[0].attn, torch.randn(2, 90, 48)
     freqs = openmythos.precompute_rope_freqs(6 if attn_type == "mla" else 12, 100)

@@ -1,4 +1,4 @@
-"""Inputs of every op, the float64 truth of what they were rounded to, and checks that every op has to pass."""
+"""Inputs of every op, the float64 result of the rounded inputs, and checks that every op has to pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.backends import Row
+from tests.backends import Entry
 from tests.tolerances import LIMITS, assert_close, gradient_limits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -16,7 +16,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
-    """Normal numbers rounded to `dtype`."""
+    """Normal random values rounded to `dtype`."""
     return (torch.randn(shape) * scale).to(dtype)
 
 
@@ -41,9 +41,9 @@ def listed(outputs: object) -> list[torch.Tensor]:
 def check_outputs(
     name: str, found: Sequence[torch.Tensor], reference: Callable, args: Sequence[object], dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """Hold the outputs of an op to the rule; integer outputs have to be equal. Returns the truth in float64.
+    """Check the outputs of an op against the tolerances; integer outputs must be equal. Returns the float64 result.
 
-    An op with "backward" in its name returns gradients, for which the limits of few numbers hold.
+    An op with "backward" in its name returns gradients, to which the limits for few elements apply.
     """
     plain, truth = listed(reference(*args)), listed(reference(*doubled(args)))
     assert len(found) == len(plain), name
@@ -59,10 +59,10 @@ def check_outputs(
     return truth
 
 
-def check_row(row: Row, reference: Callable, args: Sequence[object], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Hold every output of a row to the rule. Returns the outputs."""
-    found = listed(row.call(*args))
-    check_outputs(f"{row.op} of {row.backend}", found, reference, args, dtype)
+def check_entry(entry: Entry, reference: Callable, args: Sequence[object], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Check every output of a backend against the tolerances. Returns the outputs."""
+    found = listed(entry.call(*args))
+    check_outputs(f"{entry.op} of {entry.backend}", found, reference, args, dtype)
     return found
 
 
@@ -77,13 +77,13 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-def check_repeatable(row: Row, args: Sequence[object]) -> None:
-    """Two runs are bitwise equal, those of our own kernels with another number of threads too."""
-    first = listed(row.call(*args))
-    again = listed(row.call(*args))
+def check_repeatable(entry: Entry, args: Sequence[object]) -> None:
+    """Check that two runs are bitwise equal; for our own kernels also with another number of threads."""
+    first = listed(entry.call(*args))
+    again = listed(entry.call(*args))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "two runs differ"
-    if row.backend in ("torch", "reference"):
+    if entry.backend in ("torch", "reference"):
         return
     with threads(2):
-        other = listed(row.call(*args))
+        other = listed(entry.call(*args))
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True)), "one thread and two differ"

@@ -1,4 +1,4 @@
-"""Routed and shared experts by the reference, with the shared matrices one after the other in the arguments."""
+"""Routed and shared experts by the reference, with the shared matrices as flat arguments."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def test_the_backend_named_is_the_one_that_serves(dtype: torch.dtype, tokens: in
         named = [choice.backend for choice in dispatch.explain(op, call) if choice.chosen]
         with dispatch.record() as served:
             results = dispatch.select(op, "cpu", call)(call)
-        # the op is recorded first, then the ops that it is composed of
+        # the op is recorded first, then the ops that it calls
         assert next(iter(served)) == (op, named[0]), op
-        # the reference of routed and shared experts dispatches the routed ones as a call of their own
+        # the reference of routed and shared experts dispatches the routed ones separately
         in_parts = (op, named[0]) == ("moe_experts", "reference")
         assert served[op, named[0]] == (2 if in_parts else 1), op
         for result in results if isinstance(results, tuple) else (results,):
@@ -51,7 +51,7 @@ def test_json_has_every_op_dtype_and_call(capsys: pytest.CaptureFixture[str]) ->
     seen = {(record["op"], record["dtype"], record["call"]) for record in cpu}
     assert len(seen) == len(cpu) == len(dispatch.ops()) * len(doctor.DTYPES) * len(doctor.CALLS)
     for record in cpu:
-        names = [row.name for row in dispatch.entries(record["op"], "cpu")]
+        names = [entry.name for entry in dispatch.entries(record["op"], "cpu")]
         assert sorted([record["chosen"], *record["rejected"]]) == sorted(names)
     assert report["versions"]["torch"] == torch.__version__
 

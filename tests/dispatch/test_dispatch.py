@@ -30,8 +30,8 @@ def test_every_op_ends_with_the_reference() -> None:
         assert listed[-1].supports(()) is None
 
 
-def test_the_first_row_that_can_serves() -> None:
-    first = next(row for row in dispatch.entries("rms_norm", "cpu") if row.supports(CALL) is None)
+def test_the_first_entry_that_supports_the_call_serves_it() -> None:
+    first = next(entry for entry in dispatch.entries("rms_norm", "cpu") if entry.supports(CALL) is None)
     with dispatch.record() as counts:
         call()
     assert dict(counts) == {("rms_norm", first.name): 1}
@@ -74,7 +74,7 @@ def test_nothing_falls_back_after_an_exception(monkeypatch: pytest.MonkeyPatch) 
 
 def test_explain_says_why_for_every_row() -> None:
     decisions = dispatch.explain("rms_norm", X.half(), WEIGHT.half(), 1e-6)
-    assert [part.backend for part in decisions] == [row.name for row in dispatch.entries("rms_norm", "cpu")]
+    assert [part.backend for part in decisions] == [entry.name for entry in dispatch.entries("rms_norm", "cpu")]
     assert [part.backend for part in decisions if part.chosen] == ["reference"]
     assert all(part.reason for part in decisions)
     with openmythos.use_backend("reference"):
@@ -105,8 +105,8 @@ def test_environment_variable(value: str, code: int, message: str) -> None:
 
 @pytest.mark.skipif(library.missing() is not None, reason=f"no native library: {library.missing()}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_native_kernels_serve_the_model(dtype: torch.dtype) -> None:
-    """A row that wrongly refuses would leave its kernels untested."""
+def test_the_cpp_kernels_serve_the_model(dtype: torch.dtype) -> None:
+    """An entry that wrongly refuses calls would leave its kernels untested."""
     from tests.models import small_model, tokens
 
     model = small_model().to(dtype)

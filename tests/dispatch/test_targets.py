@@ -1,4 +1,4 @@
-"""Which configs a GPU takes: its own, or those of the architecture with its matrix instructions."""
+"""Which configs a GPU uses: its own, or those of the architecture with the same matrix instructions."""
 
 from __future__ import annotations
 

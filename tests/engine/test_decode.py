@@ -1,4 +1,4 @@
-"""DecodeStep against ordinary decoding, token for token and bit for bit, and where there can be none, or no graph."""
+"""DecodeStep equals ordinary decoding, token for token and bit for bit; models without a step or a graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openmythos.cache import KVCache
 from openmythos.engine import DecodeStep, why_no_graph, why_no_step
 from tests.models import small_model, tokens
 
-# The package exports the function `generate`, which has the name of its module.
+# The package exports the function `generate`, which hides the module of the same name.
 generation, stepping = (importlib.import_module(f"openmythos.engine.{name}") for name in ("generate", "step"))
 
 LOOPS = 3
@@ -60,7 +60,7 @@ def test_step_equals_ordinary_decoding(dtype: torch.dtype, batch: int) -> None:
     assert torch.equal(found, want)
     assert list(cache) == list(want_cache)
     if dtype == torch.float16 or library.missing() is not None:
-        return  # the reference multiplies by the whole capacity, and a longer product adds up in another order
+        return  # the reference multiplies by the whole capacity, and a longer product sums in another order
     assert torch.equal(logits, want_logits)
     for key in want_cache:
         assert torch.equal(cache.rows(key), want_cache.rows(key)), key
@@ -68,7 +68,7 @@ def test_step_equals_ordinary_decoding(dtype: torch.dtype, batch: int) -> None:
 
 @pytest.mark.parametrize("loops", [1, 4, 6])
 def test_rows_that_have_halted_weigh_nothing(loops: int) -> None:
-    """All loops run; positions of the small model halt at different ones."""
+    """All loops run; the positions of the small model halt at different loops."""
     model, ids = small_model(), tokens(3, 5)
     found, _, _ = continued(model, ids, 9, by_step=True, loops=loops)
     want, _, _ = continued(model, ids, 9, by_step=False, loops=loops)
@@ -103,7 +103,7 @@ def test_ordinary_calls_go_on_after_steps() -> None:
 
 
 class Values(TorchDispatchMode):
-    """Counts what asks for the value of a tensor: on a GPU the host would wait for it."""
+    """Counts ops that read the value of a tensor, for which the host would wait on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def test_a_graph_on_the_cpu_is_a_sentence_or_an_error(caplog: pytest.LogCaptureF
 
 
 def test_generation_by_steps_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What generate does with a graph, with the step run as it is."""
+    """generate as with a graph, but the step runs without one."""
     model, ids, made = small_model(), tokens(3, 5), []
 
     def eager(*args: object, graph: bool, **options: object) -> DecodeStep:
@@ -257,7 +257,7 @@ def test_generation_by_steps_draws_the_same_tokens(monkeypatch: pytest.MonkeyPat
 
 
 class RecordedGraph:
-    """Stands in for torch.cuda.CUDAGraph: what is captured leaves no trace, and a replay does it."""
+    """Replaces torch.cuda.CUDAGraph: a capture has no effect, and a replay runs the step."""
 
     captured: ClassVar[list[RecordedGraph]] = []
 
@@ -271,7 +271,7 @@ class RecordedGraph:
 
 
 def test_the_second_call_captures_and_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of work on the host, with a graph that is none: every token is computed once."""
+    """The order of work on the host, with a fake graph: every token is computed once."""
     model, ids = small_model(), tokens(2, 5)
     want = continued(model, ids, 9, by_step=True)[0]
 

@@ -1,4 +1,4 @@
-"""generate(), stream() and sample(): sampling rules, end of sequence, streaming and every refusal."""
+"""generate(), stream() and sample(): sampling rules, end of sequence, streaming and every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A save that fails or is cut off at any point leaves the old checkpoint, or has completed the new one."""
+"""A save that fails or is killed at any point leaves the old checkpoint or the complete new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD_SHARDS, NEW_SHARDS = 30_000, 20_000
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing after it runs, so no cleaning either."""
+    """Simulates the end of the process: nothing runs after it, cleanup included."""
 
 
 def saved(folder: Path, shard: int = OLD_SHARDS) -> openmythos.OpenMythos:
@@ -35,7 +35,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def failing_after(calls: int, function: Callable, error: BaseException) -> Callable:
-    """`function`, which raises instead of its call number `calls` and all later ones."""
+    """`function`, except that call number `calls` and all later ones raise."""
     count = 0
 
     def wrapped(*args: object, **kwargs: object) -> object:

@@ -1,4 +1,4 @@
-"""Damaged, incomplete and foreign files: a sentence that names the file."""
+"""Damaged, incomplete and foreign files raise an error that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""save and load: every bit comes back, in one file or many, across configs, dtypes and heads."""
+"""save and load restore every bit, in one file or many, across configs, dtypes and heads."""
 
 from __future__ import annotations
 

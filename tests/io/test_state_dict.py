@@ -1,4 +1,4 @@
-"""The state dict has upstream's names both ways, and torch's own ways of moving one work."""
+"""The state dict has upstream's names for saving and loading, and torch's own functions for state dicts work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's training checkpoints: read with their config, without running any code of the file."""
+"""Upstream's training checkpoints: read with their config, without running any code from the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Malicious:
 
 
 class Hidden:
-    """Pickles as a call of something that looks harmless, with a call inside."""
+    """Pickles as a harmless-looking call with another call inside."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

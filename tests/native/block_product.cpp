@@ -1,5 +1,5 @@
-// Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, instructions replaced by their definitions,
-// and compares with a plain product. The depth is not a multiple of a tile's.
+// Multiplies two blocks of rows with core/gpu/block_product.h as CUDA code, with instructions replaced by their
+// definitions, and compares with a plain product. K is not a multiple of the tile's.
 
 #include "shim.h"
 
@@ -40,7 +40,7 @@ static void multiply_blocks() {
 }
 
 int main() {
-    // Small whole numbers: exact in bf16, and in every order of summation.
+    // Small integers: exact in bf16, and in every order of summation.
     unsigned state = 1;
     for (auto& row : operands)
         for (uint16_t& x : row) state = state * 1664525 + 1013904223, x = host::to_bf16(float(int(state >> 28) - 8));

@@ -1,4 +1,4 @@
-"""The C++ backend's functions by the arguments of their ops, one after the other."""
+"""The C++ backend's functions, called with the flat arguments of their ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU ops on CPU tensors, before a fake driver of ROCm; the emulator may run its launches."""
+"""Fixtures: the GPU ops on CPU tensors with a fake ROCm driver, whose launches the emulator may run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ARCH = "gfx1151"
 
 
 def missing() -> str | None:
-    """Why the fixture cannot be had here, or None."""
+    """Why the fixture is not available here, or None."""
     return building.missing_gxx() or building.missing_device_compiler(ARCH) or library.not_loaded()
 
 
 @pytest.fixture(scope="session")
 def fake_session(tmp_path_factory: pytest.TempPathFactory) -> FakeOps:
-    """Loaded once a process: an op library cannot be unloaded."""
+    """Loaded once per process, since an op library cannot be unloaded."""
     if missing() is not None:
         pytest.skip(missing())
     return recording_driver.load_ops(tmp_path_factory.mktemp("fake_ops"), ARCH)

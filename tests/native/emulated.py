@@ -1,7 +1,7 @@
-"""Runs the gfx1151 code objects on the emulator, through the ops, the plans and the launcher, before a fake driver.
+"""Runs the gfx1151 code objects on the emulator, through the ops, the plans, the launcher and a fake driver.
 
-Each kernel is compared with the float64 reference by the rule of tests/tolerances.py, between guards;
-tests/golden/cpp/OP.json records which builds that was.
+Each kernel runs between guards and is compared with the float64 reference under tests/tolerances.py;
+tests/golden/cpp/OP.json records the builds that ran.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GUARD = 64
 
 
 def _guarded(x: object, buffers: list[torch.Tensor]) -> object:
-    """The tensor within a buffer whose other elements are NaN, aligned as before."""
+    """The tensor inside a buffer whose other elements are NaN, with the same alignment."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or not x.is_contiguous() or x.numel() == 0:
         return x
     buffer = torch.full((x.numel() + 2 * GUARD,), float("nan"), dtype=x.dtype)
@@ -33,7 +33,7 @@ def _guarded(x: object, buffers: list[torch.Tensor]) -> object:
 
 
 class Emulated:
-    """Runs calls of `openmythos.backends.calls` on the emulator; `kernels` lists what was launched."""
+    """Runs calls of `tests.native.calls` on the emulator; `kernels` lists what was launched."""
 
     def __init__(self, fake: FakeOps) -> None:
         self.fake, self.kernels, self.instructions = fake, [], {}
@@ -63,7 +63,7 @@ class Emulated:
     def check(
         self, function: Callable, truth: Callable, args: Sequence[object], dtypes: Sequence[torch.dtype]
     ) -> list[torch.Tensor]:
-        """Hold every output to the rule in its dtype, and record the kernels with the worst error."""
+        """Check every output against the tolerances of its dtype, and record the kernels with the largest error."""
         first = len(self.kernels)
         found = self.call(function, args)
         exact, plain = listed(truth(*doubled(args))), listed(truth(*args))

@@ -1,4 +1,4 @@
-// Runs mma_vectors of core/gpu/cuda/mma.h lane after lane, with the instruction replaced by its definition in the PTX
+// Runs mma_vectors of core/gpu/cuda/mma.h lane by lane, with the instruction replaced by its definition in the PTX
 // manual (m16n8k16, figures of the fragments), and compares with a plain product.
 
 #include <cmath>
@@ -23,7 +23,7 @@ T __shfl_xor_sync(unsigned, T x, int) {
     return x;
 }
 
-// What each lane gave to each instruction, in the order of the calls.
+// The operands of each instruction by lane, in the order of the calls.
 struct Given {
     float* c;
     uint32_t a[4], b[2];
@@ -52,7 +52,7 @@ static float a_of(size_t call, int row, int k) {
 static float b_of(size_t call, int k, int n) { return half(given[n * 4 + k % 8 / 2][call].b[k / 8], k % 2); }
 
 int main() {
-    // Small whole numbers: exact in bf16, and in every order of summation.
+    // Small integers: exact in bf16, and in every order of summation.
     float a[16][VECTOR_K], b[16][VECTOR_K];
     unsigned state = 1;
     for (auto* matrix : {&a, &b})

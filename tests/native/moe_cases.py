@@ -1,4 +1,4 @@
-"""Calls of moe for the native kernels: with shared experts, of padded rows, and of many rows."""
+"""Calls of moe_experts for the GPU kernels: with shared experts, of padded rows, and of many rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.native import calls
 SHORT = {torch.bfloat16: "bf16", torch.float16: "f16"}
 each_half = pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())
 
-# More rows, or more choices, than the kernels that stream the weights take: (rows, columns, hidden units, experts,
-# choices), the widths of shared experts.
+# More rows, or more slots, than the streamed kernels support: (rows, columns, hidden units, experts, choices), and the
+# widths of the shared experts.
 SIZES = {
     "17 rows": ((17, 72, 136, 5, 2), ()),
     "most of 64 experts": ((100, 136, 72, 64, 4), ()),
@@ -28,13 +28,13 @@ SIZES = {
 
 
 def case(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The arguments, shared matrices one after the other."""
+    """The arguments, with the shared matrices flat at the end."""
     size, widths = SIZES[name]
     return with_shared(experts(*size, dtype), *widths)
 
 
 def with_shared(args: list[torch.Tensor], *widths: int) -> list[torch.Tensor]:
-    """The arguments with shared experts of these widths behind."""
+    """The arguments followed by shared experts of these widths."""
     d, dtype = args[0].shape[1], args[0].dtype
     for width in widths:
         args += [randn(width, d, dtype=dtype, scale=d**-0.5) for _ in range(2)]
@@ -43,7 +43,7 @@ def with_shared(args: list[torch.Tensor], *widths: int) -> list[torch.Tensor]:
 
 
 def flat(*args: torch.Tensor) -> torch.Tensor:
-    """moe_experts with the shared matrices one after the other."""
+    """moe_experts with the shared matrices as flat arguments."""
     return calls.moe_experts(*args[:ROUTED], triples(args))
 
 
@@ -54,7 +54,7 @@ def launched(dtype: torch.dtype, slots: bool = True) -> list[str]:
 
 
 def spread(x: torch.Tensor) -> torch.Tensor:
-    """The same values in rows that lie further apart, still at 16 bytes; what is between them is NaN."""
+    """The same values in rows that are further apart, still 16-byte aligned, with NaN between them."""
     buffer = torch.full((*x.shape[:-1], x.shape[-1] + 16), float("nan"), dtype=x.dtype)
     buffer[..., 8:-8] = x
     return buffer[..., 8:-8]

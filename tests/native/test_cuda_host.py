@@ -1,4 +1,4 @@
-"""mla_attention's CUDA source on the CPU against the float64 reference: its fragments and exchanges are right."""
+"""mla_absorbed's CUDA source on the CPU against the float64 reference, which checks fragments and lane exchanges."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTHS = {256: (29, 32, 256, 47), 384: (96, 32, 384, 31), 512: (40, 64, 512, 17)
 )
 @pytest.mark.parametrize("heads", [6, 11], ids=["12 rows", "22 rows"])
 def test_mla_attention(fake_ops: FakeOps, dtype: torch.dtype, dims: tuple, heads: int) -> None:
-    """Ragged, in shuffled pages, causal: two tokens, shares of up to three tiles, the last sequence empty."""
+    """Ragged, in shuffled pages, causal: two tokens, splits of up to three tiles, the last sequence empty."""
     args = attention_inputs(3, 2, 170, heads, dims, dtype)
     lengths = torch.tensor([165, 33, 0])
     pools, table = paged(args, lengths.tolist(), 16, 2**30)

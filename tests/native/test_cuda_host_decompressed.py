@@ -1,4 +1,4 @@
-"""The attention of many new tokens, as CUDA on the CPU: by mma.sync, and by wgmma as sm_90a has it."""
+"""The CUDA source of mla_decompressed on the CPU: by mma.sync, and by wgmma as on sm_90a."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check(fake: FakeOps, hopper: bool, args: list, tail: tuple) -> None:
 @each_kind
 @each_head
 def test_mla_decompressed(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple) -> None:
-    """Two blocks of queries after a cached prefix, the last with one row; the second sequence is shorter than them."""
+    """Two blocks of queries after a cached prefix, the last with one row; the second sequence is shorter than that."""
     args = attention_inputs(2, 129, 150, 1, dims, dtype)
     args[2][1, 70:] = float("nan")
     check(fake_ops, hopper, args, (0.1, True, torch.tensor([150, 70]), None))
@@ -50,7 +50,7 @@ def test_mla_decompressed(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, d
 @each_head
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_many_tiles(fake_ops: FakeOps, dtype: torch.dtype, hopper: bool, dims: tuple, causal: bool) -> None:
-    """Eleven tiles, of which most change no row's maximum; one sequence has a single key and one none."""
+    """Eleven tiles, most of which change no row's maximum; one sequence has a single key and one none."""
     args = attention_inputs(3, 300, 700, 2, dims, dtype)
     args[2][1, 1:] = args[2][2] = float("nan")
     check(fake_ops, hopper, args, (0.1, causal, torch.tensor([700, 1, 0]), None))

@@ -1,4 +1,4 @@
-"""The CUDA source of moe for many rows, and of routing, on the CPU against the float64 reference."""
+"""The CUDA source of moe_experts for many rows, and of moe_route, on the CPU against the float64 reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mla_attention as gfx1151 code on the emulator, against the float64 reference; see emulated.py."""
+"""mla_absorbed as gfx1151 code on the emulator, against the float64 reference; see emulated.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scale_of(args: list) -> float:
 
 
 def check(emulated: Emulated, args: list, causal: bool, lengths=None) -> list[torch.Tensor]:
-    """Hold out and lse to the rule."""
+    """Check out and lse against the tolerances."""
     call = (*args, scale_of(args), causal, lengths, None)
     return emulated.check(calls.mla_absorbed, reference.mla_absorbed, call, [args[0].dtype] * 2)
 
@@ -40,7 +40,7 @@ def check(emulated: Emulated, args: list, causal: bool, lengths=None) -> list[to
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("new", [1, 4])
 def test_every_instance(emulated: Emulated, dtype: torch.dtype, dims: tuple, new: int, causal: bool) -> None:
-    """67 keys: two tiles and three keys; 5 and 20 rows of tokens and heads leave a block of rows not full."""
+    """67 keys are two tiles and three keys; 5 and 20 rows (token, head) do not fill a block of rows."""
     args = attention_inputs(1, new, 67, 5, dims, dtype)
     check(emulated, args, causal)
     name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
@@ -62,7 +62,7 @@ MODELS = {
 @pytest.mark.parametrize("new", [1, 4])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_dimensions_of_the_models(emulated: Emulated, dtype: torch.dtype, new: int, model: tuple) -> None:
-    """Two sequences, the second shorter: with 24 heads and one token the second tile of rows is half full."""
+    """Two sequences, the second one shorter; with 24 heads and one token the second tile of rows is half full."""
     args = attention_inputs(2, new, 45, *model, dtype)
     check(emulated, args, True, torch.tensor([45, 20]))
 
@@ -70,7 +70,7 @@ def test_dimensions_of_the_models(emulated: Emulated, dtype: torch.dtype, new: i
 @each_dtype
 @each_width
 def test_ragged_lengths_with_nan_past_them(emulated: Emulated, dtype: torch.dtype, dims: tuple) -> None:
-    """Several shares a sequence, of which the shorter sequences leave some empty; the last one sees no key at all."""
+    """Several splits per sequence, some of them empty for the shorter sequences; the last sequence has no keys."""
     args = attention_inputs(4, 3, 131, 3, dims, dtype)
     lengths = torch.tensor([131, 33, 2, 0], dtype=torch.int32)
     for b, length in enumerate(lengths):
@@ -87,7 +87,7 @@ def test_ragged_lengths_with_nan_past_them(emulated: Emulated, dtype: torch.dtyp
 @each_width
 @pytest.mark.parametrize(("page", "index"), [(16, torch.int64), (48, torch.int32), (5, torch.int32)], ids=str)
 def test_paged_cache(emulated: Emulated, dtype: torch.dtype, dims: tuple, page: int, index: torch.dtype) -> None:
-    """Shuffled pages whose unused slots are NaN; ids of pages past the length point nowhere."""
+    """Shuffled pages whose unused slots are NaN; page ids past the length are invalid."""
     args = attention_inputs(3, 2, 80, 5, dims, dtype)
     lengths = torch.tensor([71, 16, 1])
     pools, table = paged(args, lengths.tolist(), page, 2**30)
@@ -114,8 +114,8 @@ def test_pages_further_apart_than_32_bits_tell(emulated: Emulated, dtype: torch.
     assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
 
 
-def test_many_shares(emulated: Emulated) -> None:
-    """More shares than a wave has lanes, and the combination of a single token, which divides them."""
+def test_many_splits(emulated: Emulated) -> None:
+    """More splits than a wave has lanes, and the combination of a single token, whose threads share them."""
     args = attention_inputs(1, 1, 2500, 2, WIDTHS[256], torch.bfloat16)
     emulated.fake.driver.reset(devices=1, multiprocessors=64)
     check(emulated, args, False)

@@ -1,4 +1,4 @@
-"""The decompressed form of mla_attention as gfx1151 code on the emulator, against the float64 reference."""
+"""mla_decompressed as gfx1151 code on the emulator, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ each_head = pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS.keys())
 
 
 def check(emulated: Emulated, args: list, causal: bool, lengths=None) -> list[torch.Tensor]:
-    """Hold out and lse to the rule."""
+    """Check out and lse against the tolerances."""
     scale = (args[0].shape[3] + args[1].shape[3]) ** -0.5
     call = (*args, scale, causal, lengths, None)
     return emulated.check(calls.mla_decompressed, reference.mla_decompressed, call, [args[0].dtype] * 2)
@@ -50,7 +50,7 @@ def test_every_instance(
 @each_head
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_ragged_lengths_with_nan_past_them(emulated: Emulated, dtype: torch.dtype, dims: tuple, causal: bool) -> None:
-    """Shorter than the queries, a single key and none; NaN stands where no kernel may read."""
+    """Shorter than the queries, a single key, and none; memory that no kernel may read holds NaN."""
     args = attention_inputs(4, 33, 131, 2, dims, dtype)
     lengths = torch.tensor([131, 20, 1, 0], dtype=torch.int32)
     for b, length in enumerate(lengths):
@@ -68,7 +68,7 @@ def test_ragged_lengths_with_nan_past_them(emulated: Emulated, dtype: torch.dtyp
 @each_head
 @pytest.mark.parametrize(("page", "index"), [(16, torch.int64), (48, torch.int32), (5, torch.int32)], ids=str)
 def test_paged_cache(emulated: Emulated, dtype: torch.dtype, dims: tuple, page: int, index: torch.dtype) -> None:
-    """Shuffled pages whose unused slots are NaN; ids of pages past the length point nowhere."""
+    """Shuffled pages whose unused slots are NaN; page ids past the length are invalid."""
     args = attention_inputs(3, 17, 80, 2, dims, dtype)
     lengths = torch.tensor([71, 16, 1])
     pools, table = paged(args, lengths.tolist(), page, 2**30)
@@ -88,7 +88,7 @@ def test_many_tiles(emulated: Emulated, dtype: torch.dtype, dims: tuple, causal:
 
 @each_dtype
 def test_strided_queries_and_shuffled_axes(emulated: Emulated, dtype: torch.dtype) -> None:
-    """Queries as two halves of one tensor with the heads outermost, and a cache with the keys outermost."""
+    """Queries that are two halves of one tensor with the heads outermost, and a cache with the keys outermost."""
     args = attention_inputs(2, 40, 64, 3, HEADS["3b"], dtype)
     joint = torch.cat(args[:2], -1).transpose(1, 2).contiguous().transpose(1, 2)
     args[0], args[1] = joint[..., :96], joint[..., 96:]
@@ -137,7 +137,7 @@ def test_a_negative_scale(emulated: Emulated, dtype: torch.dtype) -> None:
 
 @each_dtype
 def test_not_a_number_in_a_visible_key_shows(emulated: Emulated, dtype: torch.dtype) -> None:
-    """Every query after it is NaN, and so is none of another sequence or of an earlier tile."""
+    """Every query after it is NaN, and no query of another sequence or of an earlier tile."""
     args = attention_inputs(2, 150, 150, 2, HEADS["1b"], dtype)
     args[2][1, 140, 3] = float("nan")
     out = emulated.call(calls.mla_decompressed, (*args, 0.2, True, None, None))[0]
@@ -157,7 +157,7 @@ def test_two_runs_are_equal(emulated: Emulated, dtype: torch.dtype, dims: tuple)
 
 @each_dtype
 def test_heads_in_groups_give_what_all_at_once_give(emulated: Emulated, dtype: torch.dtype) -> None:
-    """Past a gibibyte of keys and values the heads take turns; here the strides of one head are a part of them."""
+    """Above 1 GiB of keys and values the heads run in groups; each head alone gives the same result as all at once."""
     args = attention_inputs(1, 20, 70, 5, HEADS["1b"], dtype)
     tail = (0.1, True, None, None)
     whole = emulated.call(calls.mla_decompressed, (*args, *tail))

@@ -1,4 +1,4 @@
-"""moe_experts of many rows and moe_route of more than a block as gfx1151 code on the emulator; see emulated.py."""
+"""moe_experts of many rows, and moe_route of several blocks, as gfx1151 code on the emulator; see emulated.py."""
 
 from __future__ import annotations
 

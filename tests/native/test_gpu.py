@@ -1,4 +1,4 @@
-"""On a GPU: the native rows against the float64 reference, under a captured graph, on other streams and devices."""
+"""On a GPU: the C++ backend against the float64 reference, in a captured graph, on other streams and devices."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _check_moe(args: list[torch.Tensor], dtype: torch.dtype) -> None:
 
 @each_half
 @pytest.mark.parametrize("name", SIZES)
-def test_moe_of_many_rows(dtype: torch.dtype, name: str) -> None:
+def test_moe_experts_of_many_rows(dtype: torch.dtype, name: str) -> None:
     _check_moe(case(name, dtype), dtype)
 
 
@@ -103,7 +103,7 @@ def test_moe_of_many_rows(dtype: torch.dtype, name: str) -> None:
     ("d", "i", "e", "k", "widths"),
     [(2048, 2048, 16, 4, (8192, 8192)), (1000, 1416, 64, 6, ()), (264, 40, 4, 4, (8,) * 16)],
 )
-def test_moe_of_many_wide_rows(
+def test_moe_experts_of_many_wide_rows(
     dtype: torch.dtype, n: int, d: int, i: int, e: int, k: int, widths: tuple[int, ...]
 ) -> None:
     _check_moe(with_shared(experts(n, d, i, e, k, dtype), *widths), dtype)
@@ -151,7 +151,7 @@ each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], id
 @pytest.mark.parametrize(("new", "total"), [(17, 17), (100, 128), (129, 1000), (1024, 1024), (640, 4096)])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_mla_decompressed(dtype: torch.dtype, new: int, total: int, causal: bool, model: tuple) -> None:
-    """Ragged, with one key and none; three heads, since heads are independent of each other."""
+    """Ragged, with one key and with none. Three heads are enough, since heads are independent."""
     args = attention_inputs(4, new, total, 3, model[1], dtype)
     lengths = torch.tensor([total, total // 2, 1, 0])
     for b, length in enumerate(lengths):
@@ -184,7 +184,7 @@ def test_mla_decompressed_paged(dtype: torch.dtype) -> None:
 
 
 def test_captured_and_replayed() -> None:
-    """The first launch of a kernel may fall into a capture, which then holds the kernel and not its loading."""
+    """A capture may contain the first launch of a kernel; the graph then holds the kernel but not its loading."""
     args = _moved(step_args(600, 4352, 3, 1, torch.float16))
     static = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
     if calls.reason("loop_step", *args):

@@ -1,4 +1,4 @@
-"""The operands that CUDA code gives its matrix instruction; AMD's runs on the emulator."""
+"""The operand layout of CUDA's matrix instruction; AMD's is tested on the emulator."""
 
 from __future__ import annotations
 

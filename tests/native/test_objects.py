@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, spills nothing, fits, and is what the golden table says."""
+"""Every kernel compiles for every architecture, without spills, within limits, and matches the golden table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests import golden
 from tests.native import build
 from tools import building, code_objects, device_code
 
-# Those in every run; the others take their time.
+# Compiled in every run; the others are slow.
 QUICK = {("rms_norm", arch) for arch in build.ARCHS} | {("loop_step", "gfx1151"), ("loop_step", "sm_90a")}
 CASES = [
     pytest.param(op, arch, id=f"{op}-{arch}", marks=[] if (op, arch) in QUICK else [pytest.mark.slow])

@@ -1,4 +1,4 @@
-"""The launcher before a driver that records: arguments, order, every failure, damaged files, threads."""
+"""The launcher with a recording driver: arguments, order, every failure, damaged files, threads."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_call_may_fail(vendor: str, call: str, tmp_path: Path) -> None:
     if vendor == "rocm" and call != "hipInit":
         assert driver.calls("hipGetLastError"), "torch must not find this error later"
     driver.reset()
-    # What did not depend on the failed call works from now on; the driver itself is opened once.
+    # The failure is not permanent, except that the driver itself is opened only once.
     again = runtime.launch(shared=65536, device=1)
     opened_once = call in ("cuInit", "cuDeviceGetCount", "hipInit", "hipGetDeviceCount")
     assert (again == "") != opened_once
@@ -245,7 +245,7 @@ def test_threads_share_the_launcher(driver: Driver, runtime: Runtime) -> None:
     launches = driver.calls(LAUNCH[driver.vendor])
     assert len(launches) == 160
     for line in launches:
-        # Every thread launched on its own device, whatever the others did.
+        # Every thread launched on its own device.
         assert line.split(" device ")[1] in ("0", "1")
     assert len([line for line in driver.calls() if "ModuleLoadData" in line]) == 2
 

@@ -1,4 +1,4 @@
-"""Config checks by name, the seven variants and their parameter counts to the unit."""
+"""Config errors by field, the seven variants and their exact parameter counts."""
 
 from __future__ import annotations
 

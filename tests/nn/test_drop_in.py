@@ -1,4 +1,4 @@
-"""Replaced forwards, hooks and subclasses anywhere in the loop are honoured, and the fused path comes back."""
+"""Replaced forwards, hooks and subclasses anywhere in the loop take effect; removing them restores the fused path."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ everywhere = pytest.mark.parametrize(("attn_type", "path"), PLACES, ids=[f"{kind
 
 
 def at(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`; routed experts included, which ours does not register."""
+    """The submodule at `path`, including routed experts, which our model does not register."""
     for name in path.split("."):
         model = model[int(name)] if name.isdigit() else getattr(model, name)
     return model
 
 
 def changed(output: torch.Tensor) -> torch.Tensor:
-    """A change of a module's output that a wrong dispatch cannot hide."""
+    """A change to a module's output that is large enough to show in the result."""
     return output * 0.7 + 0.05
 
 
@@ -113,7 +113,7 @@ CHANGES = {"forward": replace_forward, "hook": add_hook, "pre_hook": add_pre_hoo
 
 
 def served(model: nn.Module, ids: torch.Tensor) -> dict:
-    """What the dispatch table counted while the model ran."""
+    """The calls that the dispatch table counted while the model ran."""
     with dispatch.record() as counts, torch.no_grad():
         model(ids, n_loops=3)
     return dict(counts)
@@ -304,7 +304,7 @@ def test_the_last_loop_computes_no_next_input(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Traced(torch.Tensor):
-    """A tensor that records the ops that it meets."""
+    """A tensor that records the ops that are called on it."""
 
     seen: ClassVar[list[str]] = []
 
@@ -316,7 +316,7 @@ class Traced(torch.Tensor):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["no_cache", "cache"])
 def test_a_modified_child_may_return_another_kind_of_tensor(cached: bool) -> None:
-    """What follows it goes through the registered ops, which a subclass can intercept."""
+    """Later calls go through the registered ops, which a tensor subclass can intercept."""
     model, ids = small_model(), tokens(2, 7)
     attention = model.prelude[0].attn
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 import openmythos
 from openmythos import ops
 from openmythos.nn.mask import CausalMask
-from tests.backends import Row, isa_variants
+from tests.backends import Entry, isa_variants
 from tests.models import config, small_model, tokens
 from tests.tolerances import AUTOCAST_FACTOR, MODEL_LIMITS, ORACLE_FLOAT64, assert_close, assert_within, errors
 from tests.upstream.oracle import pair, upstream
@@ -76,7 +76,7 @@ def test_the_models_own_mask_equals_its_tensor(attn_type: str, past: int) -> Non
 
 @ATTENTION
 def test_tables_longer_than_the_input(attn_type: str) -> None:
-    """A whole table is taken from its first row on, where upstream needs exactly one row a token."""
+    """The first rows of a longer table are used, where upstream needs exactly one row per token."""
     theirs, ours = (model.double() for model in pair(attn_type))
     freqs = ours.freqs_cis_mla if attn_type == "mla" else ours.freqs_cis
     x = torch.randn(2, 9, 48, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_tables_longer_than_the_input(attn_type: str) -> None:
 @ATTENTION
 @pytest.mark.parametrize("cached", [False, True], ids=["no_cache", "cache"])
 def test_16_bit_models(attn_type: str, dtype: torch.dtype, cached: bool) -> None:
-    """Within the rule, where plain torch is the same model on the reference backend; upstream does not run at all."""
+    """Within the tolerances relative to the reference backend; upstream does not run in 16 bits at all."""
     model = small_model(attn_type, dim=96, vocab_size=257, max_seq_len=64).to(dtype)
     exact = copy.deepcopy(model).double()
     ids = tokens(2, 33, 257)
@@ -169,7 +169,7 @@ def test_mixed_weights_in_one_model(attn_type: str) -> None:
 
 
 def test_float64_after_a_round_trip_keeps_the_rotary_table() -> None:
-    """A cast drops the imaginary part of upstream's complex tables; ours are made again."""
+    """A cast drops the imaginary part of upstream's complex tables; ours are recomputed."""
     model = small_model()
     want = model.freqs_cis_mla.clone()
     for dtype in (torch.bfloat16, torch.float64, torch.float16, torch.float32):
@@ -288,7 +288,7 @@ def test_every_instruction_set_runs_the_model(attn_type: str, dtype: torch.dtype
     model = small_model(attn_type).to(dtype)
     exact = copy.deepcopy(model).double()
     logits, ids = [], tokens(2, 9)
-    with torch.no_grad(), Row("linear", "cpp", "cpu", isa).active():
+    with torch.no_grad(), Entry("linear", "cpp", "cpu", isa).active():
         for start, end in ((0, 7), (7, 8), (8, 9)):
             call = {"n_loops": 3, "start_pos": start}
             cache = logits[-1][1] if logits else {}

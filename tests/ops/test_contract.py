@@ -1,4 +1,4 @@
-"""What every op owes torch.library: schema, fake, autograd, and tracing without a graph break."""
+"""torch.library's requirements of every op: schema, fake, autograd, and tracing without a graph break."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Callable, Callable]] = {
 def test_opcheck(name: str) -> None:
     function, make = CASES[name]
     utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    # That one adds the outputs up in the first one's dtype, which fails for integer ids before float weights;
+    # That check sums the outputs in the first one's dtype, which fails for integer ids before float weights;
     # test_compiles_without_a_graph_break traces the same gradient.
     torch.library.opcheck(function, make(), test_utils=utils[:3] if name == "moe_route" else utils)
 

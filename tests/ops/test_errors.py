@@ -1,4 +1,4 @@
-"""Every bad argument is refused before anything runs, by a sentence that names it."""
+"""Every bad argument raises before anything runs, with a message that names it."""
 
 from __future__ import annotations
 

@@ -7,19 +7,19 @@ import torch
 
 from openmythos import ops, reference
 from openmythos.ops.mla_attention import absorbed_wins
-from tests.backends import Row, each_row
-from tests.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.backends import Entry, each_entry
+from tests.cases import check_entry, check_repeatable, each_dtype, randn, strided
 from tests.cases.mla_attention import CAUSAL, FORMS, MODELS, attention_inputs, paged
 from tests.tolerances import FLOAT16_PRODUCTS, assert_close, errors
 
 REFERENCE = {"absorbed": reference.mla_absorbed, "decompressed": reference.mla_decompressed}
 # Both ops have the same backends.
-each_form = each_row("mla_absorbed")
+each_form = each_entry("mla_absorbed")
 
 
-def of(row: Row, form: str) -> Row:
-    """The row's backend of the op that computes this form."""
-    return row._replace(op=f"mla_{form}")
+def of(entry: Entry, form: str) -> Entry:
+    """The same backend's entry of the op that computes this form."""
+    return entry._replace(op=f"mla_{form}")
 
 
 # (B, T, S, H, (dn, dr, dc, dv))
@@ -43,9 +43,9 @@ each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @FORMS
 @CAUSAL
 @each_size
-def test_forward(row: Row, dtype: torch.dtype, form: str, causal: bool, size: tuple) -> None:
+def test_forward(entry: Entry, dtype: torch.dtype, form: str, causal: bool, size: tuple) -> None:
     args = attention_inputs(*size, dtype)
-    out, lse = check_row(of(row, form), REFERENCE[form], (*args, 0.11, causal, None, None), dtype)
+    out, lse = check_entry(of(entry, form), REFERENCE[form], (*args, 0.11, causal, None, None), dtype)
     batch, new, _, heads, dims = size
     assert out.shape == (batch, new, heads, dims[3])
     assert lse.shape == (batch, heads, new)
@@ -56,8 +56,8 @@ def test_forward(row: Row, dtype: torch.dtype, form: str, causal: bool, size: tu
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_dimensions_of_the_models(row: Row, dtype: torch.dtype, form: str, model: tuple) -> None:
-    """Two tokens over 37 keys, the second sequence shorter: rows of tokens and heads share tiles.
+def test_dimensions_of_the_models(entry: Entry, dtype: torch.dtype, form: str, model: tuple) -> None:
+    """Two tokens over 37 keys, the second sequence shorter: rows (token, head) share tiles.
 
     Decompressed, the heads are independent of each other, and three are enough.
     """
@@ -65,24 +65,24 @@ def test_dimensions_of_the_models(row: Row, dtype: torch.dtype, form: str, model
     heads = heads if form == "absorbed" else 3
     args = attention_inputs(2, 2, 37, heads, dims, dtype)
     call = (*args, (dims[0] + dims[1]) ** -0.5, True, torch.tensor([37, 20]), None)
-    check_row(of(row, form), REFERENCE[form], call, dtype)
+    check_entry(of(entry, form), REFERENCE[form], call, dtype)
 
 
 @each_form
 @each_dtype
 @pytest.mark.parametrize("dc", [40, 521], ids=["narrow", "wide"])
-def test_many_shares_of_the_keys(row: Row, dtype: torch.dtype, dc: int) -> None:
-    """1000 keys are attended to in shares; of the shorter sequences many shares are empty."""
+def test_many_splits_of_the_keys(entry: Entry, dtype: torch.dtype, dc: int) -> None:
+    """1000 keys in several splits, many of which are empty for the shorter sequences."""
     args = attention_inputs(4, 1, 1000, 3, (16, 8, dc, 24), dtype)
     lengths = torch.tensor([1000, 257, 5, 0], dtype=torch.int32)
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
     call = (*args, 0.2, True, lengths, None)
-    out, lse = check_row(of(row, "absorbed"), reference.mla_absorbed, call, dtype)
+    out, lse = check_entry(of(entry, "absorbed"), reference.mla_absorbed, call, dtype)
     assert out[3].eq(0).all()
     assert lse[3].eq(float("-inf")).all()
-    check_repeatable(of(row, "absorbed"), call)
+    check_repeatable(of(entry, "absorbed"), call)
 
 
 @each_form
@@ -91,14 +91,14 @@ def test_many_shares_of_the_keys(row: Row, dtype: torch.dtype, dc: int) -> None:
 @CAUSAL
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
 def test_ragged_lengths_with_nan_past_them(
-    row: Row, dtype: torch.dtype, form: str, causal: bool, index: torch.dtype
+    entry: Entry, dtype: torch.dtype, form: str, causal: bool, index: torch.dtype
 ) -> None:
     args = attention_inputs(5, 3, 67, 3, (13, 6, 37, 17), dtype)
     lengths = torch.tensor([67, 3, 33, 1, 0], dtype=index)
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
-    out, lse = check_row(of(row, form), REFERENCE[form], (*args, 0.2, causal, lengths, None), dtype)
+    out, lse = check_entry(of(entry, form), REFERENCE[form], (*args, 0.2, causal, lengths, None), dtype)
     assert out[4].eq(0).all()
     assert lse[4].eq(float("-inf")).all()
     if causal:
@@ -110,20 +110,20 @@ def test_ragged_lengths_with_nan_past_them(
 @each_form
 @each_dtype
 @FORMS
-def test_strided_operands(row: Row, dtype: torch.dtype, form: str) -> None:
+def test_strided_operands(entry: Entry, dtype: torch.dtype, form: str) -> None:
     args = [strided(part) for part in attention_inputs(2, 5, 33, 3, (13, 6, 37, 17), dtype)]
-    check_row(of(row, form), REFERENCE[form], (*args, 0.2, True, None, None), dtype)
+    check_entry(of(entry, form), REFERENCE[form], (*args, 0.2, True, None, None), dtype)
     queries = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in args[:2]]
-    check_row(of(row, form), REFERENCE[form], (*queries, *args[2:], 0.2, True, None, None), dtype)
+    check_entry(of(entry, form), REFERENCE[form], (*queries, *args[2:], 0.2, True, None, None), dtype)
 
 
 @each_form
 @FORMS
-def test_large_scores_do_not_overflow(row: Row, form: str) -> None:
+def test_large_scores_do_not_overflow(entry: Entry, form: str) -> None:
     """One key wins by hundreds: softmax stays finite and picks it."""
     args = attention_inputs(1, 3, 65, 2, (16, 8, 24, 16))
     args[0] = args[0] * 100
-    found = of(row, form).call(*args, 1.0, False, None, None)[0]
+    found = of(entry, form).call(*args, 1.0, False, None, None)[0]
     truth = REFERENCE[form](*(part.double() for part in args), 1.0, False, None, None)[0]
     plain = REFERENCE[form](*args, 1.0, False, None, None)[0]
     assert_close("out", found, truth, plain, torch.float32)
@@ -131,10 +131,10 @@ def test_large_scores_do_not_overflow(row: Row, form: str) -> None:
 
 @each_form
 @FORMS
-def test_not_a_number_in_a_visible_key_shows(row: Row, form: str) -> None:
+def test_not_a_number_in_a_visible_key_shows(entry: Entry, form: str) -> None:
     args = attention_inputs(2, 1, 33, 2, (16, 8, 24, 16))
     args[2][1, 7, 3] = float("nan")
-    out = of(row, form).call(*args, 0.2, True, None, None)[0]
+    out = of(entry, form).call(*args, 0.2, True, None, None)[0]
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
 
@@ -143,24 +143,24 @@ def test_not_a_number_in_a_visible_key_shows(row: Row, form: str) -> None:
 @each_dtype
 @FORMS
 @pytest.mark.parametrize(("new", "total"), [(1, 1000), (33, 129)])
-def test_repeatable(row: Row, dtype: torch.dtype, form: str, new: int, total: int) -> None:
+def test_repeatable(entry: Entry, dtype: torch.dtype, form: str, new: int, total: int) -> None:
     args = attention_inputs(1, new, total, 3, (16, 8, 40, 24), dtype)
     call = (*args, 0.2, True, None, None)
-    check_repeatable(of(row, form), call)
-    check_row(of(row, form), REFERENCE[form], call, dtype)
+    check_repeatable(of(entry, form), call)
+    check_entry(of(entry, form), REFERENCE[form], call, dtype)
 
 
 @each_form
 @each_dtype
 @FORMS
-def test_a_sequence_alone_equals_the_sequence_in_a_batch(row: Row, dtype: torch.dtype, form: str) -> None:
+def test_a_sequence_alone_equals_the_sequence_in_a_batch(entry: Entry, dtype: torch.dtype, form: str) -> None:
     args = attention_inputs(3, 5, 63, 3, (13, 6, 37, 17), dtype)
     tail = (0.2, True, None, None)
     truth = REFERENCE[form](*(part.double() for part in args), *tail)[0]
     for b in range(3):
         alone = [part[b : b + 1] for part in args[:4]] + args[4:]
         plain = REFERENCE[form](*alone, *tail)[0]
-        assert_close("sequence alone", of(row, form).call(*alone, *tail)[0], truth[b : b + 1], plain, dtype)
+        assert_close("sequence alone", of(entry, form).call(*alone, *tail)[0], truth[b : b + 1], plain, dtype)
 
 
 @each_form
@@ -170,13 +170,13 @@ def test_a_sequence_alone_equals_the_sequence_in_a_batch(row: Row, dtype: torch.
 @pytest.mark.parametrize(
     ("page", "dc", "index"), [(16, 37, torch.int64), (48, 24, torch.int32), (64, 521, torch.int32)], ids=str
 )
-def test_paged_cache(row: Row, dtype: torch.dtype, form: str, causal: bool, page: int, dc: int, index) -> None:
+def test_paged_cache(entry: Entry, dtype: torch.dtype, form: str, causal: bool, page: int, dc: int, index) -> None:
     args = attention_inputs(4, 3, 160, 3, (13, 6, dc, 17), dtype)
     lengths = [151, 16, 2, 0]
     # the reference gathers whole pages, so that it needs ids it can read
-    pools, table = paged(args, lengths, page, -1 if row.backend == "reference" else 2**30)
+    pools, table = paged(args, lengths, page, -1 if entry.backend == "reference" else 2**30)
     lengths = torch.tensor(lengths)
-    found = of(row, form).call(*pools, 0.2, causal, lengths.to(index), table.to(index))
+    found = of(entry, form).call(*pools, 0.2, causal, lengths.to(index), table.to(index))
     plain = REFERENCE[form](*args, 0.2, causal, lengths, None)
     truth = REFERENCE[form](*(part.double() for part in args), 0.2, causal, lengths, None)
     for name, mine, true, other in zip(("out", "lse"), found, truth, plain, strict=True):
@@ -238,13 +238,15 @@ BACKWARD = {
 GRADIENTS = ("q_nope", "q_rope", "latent", "k_rope", "w_uk", "w_uv")
 
 
-def check_backward(row: Row, args: list[torch.Tensor], scale: float, causal: bool, lengths=None) -> list[torch.Tensor]:
-    """Hold every gradient of a row to the rule."""
+def check_backward(
+    entry: Entry, args: list[torch.Tensor], scale: float, causal: bool, lengths=None
+) -> list[torch.Tensor]:
+    """Check every gradient of a backend against the tolerances."""
     dtype = args[0].dtype
     tail = (scale, causal, lengths)
     forward = reference.mla_decompressed(*args, *tail)
     grad = randn(*forward[0].shape, dtype=dtype)
-    found = row.call(grad, *args, *forward, *tail)
+    found = entry.call(grad, *args, *forward, *tail)
     plain = reference.mla_attention_backward(grad, *args, *forward, *tail)
     truth = reference.mla_attention_backward(
         *(part.double() for part in (grad, *args)),
@@ -256,40 +258,40 @@ def check_backward(row: Row, args: list[torch.Tensor], scale: float, causal: boo
         assert mine.dtype == dtype, name
         assert mine.is_contiguous(), name
         assert_close(f"gradient of {name}", mine, true, other, dtype, limits=FLOAT16_PRODUCTS)
-    again = row.call(grad, *args, *forward, *tail)
+    again = entry.call(grad, *args, *forward, *tail)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
     return list(found)
 
 
-@each_row("mla_attention_backward")
+@each_entry("mla_attention_backward")
 @each_dtype
 @CAUSAL
 @pytest.mark.parametrize("size", BACKWARD.values(), ids=BACKWARD.keys())
-def test_backward(row: Row, dtype: torch.dtype, causal: bool, size: tuple) -> None:
+def test_backward(entry: Entry, dtype: torch.dtype, causal: bool, size: tuple) -> None:
     dims = size[4]
-    check_backward(row, attention_inputs(*size, dtype), (dims[0] + dims[1]) ** -0.5, causal)
+    check_backward(entry, attention_inputs(*size, dtype), (dims[0] + dims[1]) ** -0.5, causal)
 
 
-@each_row("mla_attention_backward")
+@each_entry("mla_attention_backward")
 @each_dtype
 @CAUSAL
-def test_backward_of_ragged_lengths_with_nan_past_them(row: Row, dtype: torch.dtype, causal: bool) -> None:
+def test_backward_of_ragged_lengths_with_nan_past_them(entry: Entry, dtype: torch.dtype, causal: bool) -> None:
     args = attention_inputs(5, 3, 67, 3, (13, 6, 37, 17), dtype)
     lengths = torch.tensor([67, 3, 33, 1, 0])
     for b, length in enumerate(lengths):
         args[2][b, length:] = float("nan")
         args[3][b, length:] = float("nan")
-    found = check_backward(row, args, 0.2, causal, lengths)
+    found = check_backward(entry, args, 0.2, causal, lengths)
     for b, length in enumerate(lengths):
         assert found[2][b, length:].eq(0).all()
         assert found[3][b, length:].eq(0).all()
 
 
-@each_row("mla_attention_backward")
+@each_entry("mla_attention_backward")
 @each_dtype
-def test_backward_of_strided_operands(row: Row, dtype: torch.dtype) -> None:
+def test_backward_of_strided_operands(entry: Entry, dtype: torch.dtype) -> None:
     args = [strided(part) for part in attention_inputs(2, 5, 33, 3, (13, 6, 37, 17), dtype)]
-    check_backward(row, args, 0.2, True)
+    check_backward(entry, args, 0.2, True)
 
 
 def test_a_paged_cache_has_no_backward() -> None:

@@ -1,4 +1,4 @@
-"""What only the Triton kernels of mla_attention have: segments of long contexts, counts of shares, refusals."""
+"""Only for the Triton kernels of mla_attention: segments of long contexts, the number of splits, refusals."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ ARCHS = pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx1151"])
 
 @ARCHS
 @each_dtype
-def test_segments_times_shares_stay_within_the_combination(
+def test_segments_times_splits_stay_within_the_combination(
     monkeypatch: pytest.MonkeyPatch, arch: str, dtype: torch.dtype
 ) -> None:
     from openmythos.triton_kernels.mla_attention import absorbed_wide
@@ -82,13 +82,13 @@ def test_segments_times_shares_stay_within_the_combination(
     for total in (1, 63, 64, 65, 1023, 1025, 2048, 2049, 4095, 8191, 8193, 1_000_003):
         args = meta_inputs(1, 1, total, 1, (16, 16, 1024, 16), dtype)
         found = launched(arch, "absorbed", *args, 0.2, True)
-        shares = next(run.args[0].shape[1] for run in found if run.kernel.__name__ == "_mla_combine_kernel")
-        assert 1 <= shares <= MAX_SPLITS, total
+        splits = next(run.args[0].shape[1] for run in found if run.kernel.__name__ == "_mla_combine_kernel")
+        assert 1 <= splits <= MAX_SPLITS, total
         assert all(min(run.grid) > 0 for run in found), total
 
 
 def test_a_key_more_than_the_segments_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 tiles of 32 keys and one key: tiles two by two, not 65 segments."""
+    """64 tiles of 32 keys and one key: segments of two tiles, not 65 segments."""
     from openmythos.triton_kernels.mla_attention import absorbed, absorbed_wide
 
     monkeypatch.setattr(absorbed_wide, "WORKSPACE", 1)
@@ -118,7 +118,7 @@ def test_a_segment_of_keys_and_values_has_less_than_2_gib() -> None:
 
 
 def apart(x: torch.Tensor, axis: int, distance: int) -> torch.Tensor:
-    """x with `distance` elements from one index of an axis to the next; the memory between is never touched."""
+    """x with a stride of `distance` elements along an axis; the memory between is never touched."""
     strides = list(x.stride())
     strides[axis] = distance
     span = sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)) + 1
@@ -176,7 +176,7 @@ def test_weights_that_are_not_halves_of_one_tensor(form: str) -> None:
         assert torch.equal(mine, other)
 
 
-def test_shares_depend_on_shapes_only() -> None:
+def test_splits_depend_on_shapes_only() -> None:
     from openmythos.triton_kernels.mla_attention.tiles import MAX_SPLITS, split_count
 
     assert split_count(1, 4096, 264, 128) == 32

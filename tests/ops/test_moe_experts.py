@@ -1,4 +1,4 @@
-"""moe_experts: every backend, with empty experts, one expert for everything, every k and odd widths."""
+"""moe_experts: every backend, with experts without rows, one expert for all rows, every k and odd widths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from openmythos import dispatch, ops, reference
 from openmythos.backends.torch import grouped_experts
 from openmythos.backends.triton import INTERPRETED
 from openmythos.ops.moe import MoeExperts
-from tests.backends import Row, each_row
-from tests.cases import check_outputs, check_repeatable, check_row, each_dtype, listed, randn, strided
+from tests.backends import Entry, each_entry
+from tests.cases import check_entry, check_outputs, check_repeatable, each_dtype, listed, randn, strided
 from tests.cases.moe import experts
 from tests.tolerances import assert_close, errors
 
@@ -34,84 +34,86 @@ SIZES = {
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
 @each_size
-def test_experts(row: Row, dtype: torch.dtype, size: tuple[int, ...]) -> None:
-    check_row(row, reference.moe_experts, experts(*size, dtype), dtype)
+def test_experts(entry: Entry, dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    check_entry(entry, reference.moe_experts, experts(*size, dtype), dtype)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("only", [0, 2, 6])
-def test_one_expert_takes_everything_and_the_others_are_never_read(row: Row, dtype: torch.dtype, only: int) -> None:
+def test_one_expert_takes_everything_and_the_others_are_never_read(
+    entry: Entry, dtype: torch.dtype, only: int
+) -> None:
     args = experts(65, 97, 47, 7, 1, dtype)
     args[1].fill_(only)
     for stack in args[3:]:
         stack[[other for other in range(7) if other != only]] = float("nan")
-    check_row(row, reference.moe_experts, args, dtype)
+    check_entry(entry, reference.moe_experts, args, dtype)
 
 
-@each_row("moe_experts")
-def test_the_same_expert_twice_in_a_row(row: Row) -> None:
+@each_entry("moe_experts")
+def test_the_same_expert_twice_in_a_row(entry: Entry) -> None:
     args = experts(9, 47, 31, 4, 2)
     args[1][3] = torch.tensor([2, 2])
-    check_row(row, reference.moe_experts, args, torch.float32)
+    check_entry(entry, reference.moe_experts, args, torch.float32)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
-def test_strided_operands(row: Row, dtype: torch.dtype) -> None:
+def test_strided_operands(entry: Entry, dtype: torch.dtype) -> None:
     x, ids, weights, gate_up, down = experts(19, 97, 47, 5, 2, dtype)
     args = (strided(x), strided(ids.float()).int(), strided(weights), strided(gate_up), strided(down))
-    check_row(row, reference.moe_experts, args, dtype)
+    check_entry(entry, reference.moe_experts, args, dtype)
 
 
-@each_row("moe_experts")
-def test_int64_ids(row: Row) -> None:
+@each_entry("moe_experts")
+def test_int64_ids(entry: Entry) -> None:
     x, ids, weights, gate_up, down = experts(19, 97, 47, 5, 2)
-    check_row(row, reference.moe_experts, (x, ids.long(), weights, gate_up, down), torch.float32)
+    check_entry(entry, reference.moe_experts, (x, ids.long(), weights, gate_up, down), torch.float32)
 
 
-@each_row("moe_experts")
-def test_zero_and_negative_weights(row: Row) -> None:
+@each_entry("moe_experts")
+def test_zero_and_negative_weights(entry: Entry) -> None:
     args = experts(9, 47, 31, 4, 3)
     args[2][:, 0], args[2][:, 1] = 0, -1
-    check_row(row, reference.moe_experts, args, torch.float32)
+    check_entry(entry, reference.moe_experts, args, torch.float32)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("n", [1, 5, 129])
-def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
-    check_repeatable(row, experts(n, 131, 97, 7, 3, dtype))
+def test_repeatable(entry: Entry, dtype: torch.dtype, n: int) -> None:
+    check_repeatable(entry, experts(n, 131, 97, 7, 3, dtype))
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
-def test_a_row_alone_equals_the_row_in_a_batch(row: Row, dtype: torch.dtype) -> None:
+def test_a_row_alone_equals_the_row_in_a_batch(entry: Entry, dtype: torch.dtype) -> None:
     x, ids, weights, gate_up, down = experts(63, 97, 47, 7, 2, dtype)
     truth = reference.moe_experts(x.double(), ids, weights.double(), gate_up.double(), down.double())
     for index in (0, 31, 62):
         one = slice(index, index + 1)
         args = (x[one], ids[one], weights[one], gate_up, down)
-        assert_close("row alone", row.call(*args), truth[one], reference.moe_experts(*args), dtype)
+        assert_close("row alone", entry.call(*args), truth[one], reference.moe_experts(*args), dtype)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @pytest.mark.parametrize("bad", [-1, 5, 2**30])
-def test_ids_outside_the_experts_are_an_error(row: Row, bad: int) -> None:
+def test_ids_outside_the_experts_are_an_error(entry: Entry, bad: int) -> None:
     for n in (9, 40):
         args = experts(n, 47, 31, 5, 2)
         args[1][4, 1] = bad
-        if row.backend == "triton":
+        if entry.backend == "triton":
             # an error would have to wait for the GPU
-            out = row.call(*args)
+            out = entry.call(*args)
             assert out[4].isnan().all()
             assert out[torch.arange(n) != 4].isfinite().all()
         else:
             with pytest.raises((ValueError, RuntimeError, IndexError)):
-                row.call(*args)
+                entry.call(*args)
 
 
 def far_apart(x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -123,9 +125,9 @@ def far_apart(x: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @pytest.mark.parametrize("n", [3, 19], ids=["decode", "grouped"])
-def test_offsets_past_two_to_the_31(row: Row, n: int) -> None:
+def test_offsets_past_two_to_the_31(entry: Entry, n: int) -> None:
     x, ids, weights, gate_up, down = experts(n, 48, 32, 3, 2, torch.bfloat16)
     stride = 2**30 + 64
     args = [
@@ -135,14 +137,14 @@ def test_offsets_past_two_to_the_31(row: Row, n: int) -> None:
         far_apart(gate_up, stride),
         far_apart(down, stride),
     ]
-    check_row(row, reference.moe_experts, args, torch.bfloat16)
+    check_entry(entry, reference.moe_experts, args, torch.bfloat16)
 
 
-@each_row("moe_experts_hidden")
+@each_entry("moe_experts_hidden")
 @each_dtype
 @each_size
-def test_hidden(row: Row, dtype: torch.dtype, size: tuple[int, ...]) -> None:
-    check_row(row, reference.moe_experts_hidden, experts(*size, dtype), dtype)
+def test_hidden(entry: Entry, dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    check_entry(entry, reference.moe_experts_hidden, experts(*size, dtype), dtype)
 
 
 def _backward_args(size: tuple[int, ...], dtype: torch.dtype, keep: bool) -> list[torch.Tensor | None]:
@@ -154,14 +156,14 @@ def _backward_args(size: tuple[int, ...], dtype: torch.dtype, keep: bool) -> lis
 keep_or_recompute = pytest.mark.parametrize("keep", [True, False], ids=["kept", "recomputed"])
 
 
-@each_row("moe_experts_backward")
+@each_entry("moe_experts_backward")
 @each_dtype
 @keep_or_recompute
 @each_size
-def test_backward(row: Row, dtype: torch.dtype, keep: bool, size: tuple[int, ...]) -> None:
+def test_backward(entry: Entry, dtype: torch.dtype, keep: bool, size: tuple[int, ...]) -> None:
     args = _backward_args(size, dtype, keep)
-    found = listed(row.call(*args))
-    # the truth multiplies in float64 what plain torch has to multiply again, or was given rounded
+    found = listed(entry.call(*args))
+    # the exact result uses float64 gate x and up x, which plain torch recomputes or was given rounded
     check_outputs("gradients", found, lambda *all_: reference.moe_experts_backward(*all_[:6]), args, dtype)
     idle = torch.ones(size[3], dtype=torch.bool)
     idle[args[2].flatten().long()] = False
@@ -169,37 +171,37 @@ def test_backward(row: Row, dtype: torch.dtype, keep: bool, size: tuple[int, ...
     assert not found[3][idle].any()
 
 
-@each_row("moe_experts_backward")
+@each_entry("moe_experts_backward")
 @each_dtype
-def test_backward_of_one_expert_alone_never_reads_the_others(row: Row, dtype: torch.dtype) -> None:
+def test_backward_of_one_expert_alone_never_reads_the_others(entry: Entry, dtype: torch.dtype) -> None:
     args = _backward_args((65, 97, 47, 7, 1), dtype, keep=False)
     args[2].fill_(2)
     for stack in args[4:6]:
         stack[[0, 1, 3, 4, 5, 6]] = float("nan")
-    found = check_row(row, reference.moe_experts_backward, args, dtype)
+    found = check_entry(entry, reference.moe_experts_backward, args, dtype)
     assert found[3][2].any()
     assert not found[3][3:].any()
 
 
-@each_row("moe_experts_backward")
+@each_entry("moe_experts_backward")
 @each_dtype
-def test_backward_of_strided_operands(row: Row, dtype: torch.dtype) -> None:
+def test_backward_of_strided_operands(entry: Entry, dtype: torch.dtype) -> None:
     grad, x, ids, weights, gate_up, down, _ = _backward_args((19, 97, 47, 5, 2), dtype, keep=False)
     args = (strided(grad), strided(x), ids, strided(weights), strided(gate_up), strided(down))
-    check_row(row, reference.moe_experts_backward, args, dtype)
+    check_entry(entry, reference.moe_experts_backward, args, dtype)
 
 
-@each_row("moe_experts_backward")
-def test_backward_of_a_gradient_that_is_one_number(row: Row) -> None:
+@each_entry("moe_experts_backward")
+def test_backward_of_a_gradient_that_is_one_number(entry: Entry) -> None:
     args = _backward_args((19, 97, 47, 5, 2), torch.float32, keep=False)
     args[0] = torch.ones(()).expand(19, 97)
-    check_row(row, reference.moe_experts_backward, args, torch.float32)
+    check_entry(entry, reference.moe_experts_backward, args, torch.float32)
 
 
-@each_row("moe_experts_backward")
+@each_entry("moe_experts_backward")
 @each_dtype
-def test_backward_is_repeatable(row: Row, dtype: torch.dtype) -> None:
-    check_repeatable(row, _backward_args((130, 67, 48, 5, 3), dtype, keep=False))
+def test_backward_is_repeatable(entry: Entry, dtype: torch.dtype) -> None:
+    check_repeatable(entry, _backward_args((130, 67, 48, 5, 3), dtype, keep=False))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's kernels, interpreted: TRITON_INTERPRET=1")

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from openmythos import ops
-from tests.backends import Row, each_row
-from tests.cases import check_repeatable, check_row, each_dtype, randn, strided
+from tests.backends import Entry, each_entry
+from tests.cases import check_entry, check_repeatable, each_dtype, randn, strided
 from tests.cases.moe import experts
 from tests.cases.shared_experts import ROUTED, routed_and_shared, triples
 
 
 class _Flat:
-    """A row of moe_experts called with the shared matrices one after the other."""
+    """An entry of moe_experts, called with the shared matrices as flat arguments."""
 
-    def __init__(self, row: Row) -> None:
-        self.op, self.backend, self.row = row.op, row.backend, row
+    def __init__(self, entry: Entry) -> None:
+        self.op, self.backend, self.entry = entry.op, entry.backend, entry
 
     def call(self, *args: torch.Tensor) -> torch.Tensor:
-        return self.row.call(*args[:ROUTED], triples(args))
+        return self.entry.call(*args[:ROUTED], triples(args))
 
 
 def public(*args: torch.Tensor) -> torch.Tensor:
@@ -36,26 +36,26 @@ def _inputs(n: int, d: int, i: int, widths: tuple[int, ...], dtype: torch.dtype 
     return args
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("widths", [(47,), (94, 94), (47, 141, 94)], ids=str)
 @pytest.mark.parametrize("n", [0, 1, 2, 16, 17, 63, 129])
-def test_routed_and_shared(row: Row, dtype: torch.dtype, n: int, widths: tuple[int, ...]) -> None:
-    check_row(_Flat(row), routed_and_shared, _inputs(n, 97, 47, widths, dtype), dtype)
+def test_routed_and_shared(entry: Entry, dtype: torch.dtype, n: int, widths: tuple[int, ...]) -> None:
+    check_entry(_Flat(entry), routed_and_shared, _inputs(n, 97, 47, widths, dtype), dtype)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
-def test_strided(row: Row, dtype: torch.dtype) -> None:
+def test_strided(entry: Entry, dtype: torch.dtype) -> None:
     x, ids, weights, *matrices = _inputs(19, 97, 48, (96,), dtype)
-    check_row(_Flat(row), routed_and_shared, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
+    check_entry(_Flat(entry), routed_and_shared, [strided(x), ids, strided(weights), *map(strided, matrices)], dtype)
 
 
-@each_row("moe_experts")
+@each_entry("moe_experts")
 @each_dtype
 @pytest.mark.parametrize("n", [1, 33, 300])
-def test_repeatable(row: Row, dtype: torch.dtype, n: int) -> None:
-    check_repeatable(_Flat(row), _inputs(n, 131, 48, (192, 192), dtype))
+def test_repeatable(entry: Entry, dtype: torch.dtype, n: int) -> None:
+    check_repeatable(_Flat(entry), _inputs(n, 131, 48, (192, 192), dtype))
 
 
 def test_a_width_that_is_no_multiple_is_served_apart() -> None:

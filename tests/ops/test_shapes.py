@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmythos import dispatch, reference
-from tests.backends import Row
-from tests.cases import check_row, randn
+from tests.backends import Entry
+from tests.cases import check_entry, randn
 from tests.cases.loop_step import step_args
 from tests.cases.mla_attention import attention_inputs
 from tests.cases.moe import experts
@@ -23,10 +23,10 @@ def small(least: int, most: int) -> st.SearchStrategy[int]:
 
 
 def check_all(op: str, function, args: list, dtype: torch.dtype) -> None:
-    """Every row that can serve these arguments."""
-    served = [row for row in dispatch.entries(op, "cpu") if row.supports(dispatch.builder(op)(*args)) is None]
-    for row in served:
-        check_row(Row(op, row.name, "cpu"), function, args, dtype)
+    """Check every backend that can serve these arguments."""
+    served = [entry for entry in dispatch.entries(op, "cpu") if entry.supports(dispatch.builder(op)(*args)) is None]
+    for entry in served:
+        check_entry(Entry(op, entry.name, "cpu"), function, args, dtype)
 
 
 @drawn
@@ -54,7 +54,7 @@ def test_swiglu(n: int, d: int, i: int, o: int, dtype: torch.dtype) -> None:
 @given(data=st.data(), n=small(0, 40), e=small(1, 90), dtype=DTYPES)
 def test_moe_route(data: st.DataObject, n: int, e: int, dtype: torch.dtype) -> None:
     k = data.draw(small(1, e))
-    # Few distinct logits, so that ties are the rule.
+    # Few distinct logits, so that ties are frequent.
     logits = torch.randint(-2, 3, (n, e)).to(dtype)
     check_all("moe_route", reference.moe_route, [logits, None, k], dtype)
 
@@ -94,5 +94,5 @@ def test_loop_step(n: int, d: int, r: int, t: int, dtype: torch.dtype, last: boo
 
 
 @pytest.mark.parametrize("op", ["rms_norm_add", "linear", "moe_route", "moe_experts", "mla_absorbed", "loop_step"])
-def test_some_row_serves_every_op(op: str) -> None:
+def test_some_entry_serves_every_op(op: str) -> None:
     assert dispatch.entries(op, "cpu")[-1].name == "reference"

@@ -1,4 +1,4 @@
-"""`import openmythos` costs little beside torch: what only some calls need is imported by them."""
+"""`import openmythos` costs little beside torch: packages that only some calls need are imported by those calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Compilers, and what the demo, checkpoints of upstream, the tokenizer and the command line need.
+# Compilers, and packages of the demo, upstream's checkpoints, the tokenizer and the command line.
 HEAVY = (
     *("torch._dynamo", "torch._inductor", "triton", "transformers", "tokenizers", "datasets", "huggingface_hub"),
     *("matplotlib", "rich", "scipy", "pandas", "pytest", "open_mythos"),

@@ -1,4 +1,4 @@
-"""Which compiler, which architectures, which name: for every kind of machine, made up."""
+"""The compiler, architectures and wheel name chosen on every kind of (simulated) machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _torch(folder: Path, cuda: str | None = None, hip: str | None = None) -> Pat
 
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """A machine without a GPU compiler on PATH; ROCm would be in a folder of its own."""
+    """A machine without a GPU compiler on PATH, and an empty folder for ROCm."""
     monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
     which = toolchain.shutil.which
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if "/usr/local" in name else which(name))

@@ -39,7 +39,7 @@ def _missing(kind: str) -> str | None:
 
 
 def _sources(folder: Path) -> Path:
-    """What git tracks, with the changes of the working tree."""
+    """The files that git tracks, with the working tree's changes."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in listed.decode().split("\0"):
         if name and (ROOT / name).is_file():
@@ -81,7 +81,7 @@ def wheel(kind: str, sources: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel, and everything else from the one that runs the tests."""
+    """Python of an environment with the wheel; other packages come from the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -206,7 +206,7 @@ def test_auditwheel(wheel: Path) -> None:
 
 
 def test_two_builds_are_equal(kind: str, wheel: Path, tmp_path: Path) -> None:
-    """In another folder, from nothing; the CPU kernels take their time, so once is enough."""
+    """A second build from scratch in another folder. Only for one kind, since the CPU kernels compile slowly."""
     if kind != ("rocm" if _missing("rocm") is None else "cpu"):
         pytest.skip("one kind tells for all")
     again = _build(kind, _sources(tmp_path / "elsewhere"), tmp_path / "dist")

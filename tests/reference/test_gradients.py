@@ -21,7 +21,7 @@ EXACT = 1e-12
 def derivative(
     function: Callable, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """What autograd finds for the floating outputs of `function`."""
+    """Autograd's gradients for the floating outputs of `function`."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     outputs = function(*leaves)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
@@ -107,7 +107,7 @@ def test_loop_step(t: object, last: bool, threshold: float) -> None:
 
 
 def test_public_ops_gradcheck() -> None:
-    """Forward and backward ops fit together in float64, by finite differences."""
+    """Forward and backward ops agree in float64, by finite differences."""
     x, weight = double(3, 5).requires_grad_(), double(5).requires_grad_()
     assert torch.autograd.gradcheck(lambda *leaves: ops.rms_norm(*leaves), (x, weight))
     attention = [part.requires_grad_() for part in doubled(attention_inputs(1, 2, 3, 2, (3, 2, 4, 3)))]

@@ -1,4 +1,4 @@
-"""The rule itself: what it lets through and what not, and that unwritten memory shows."""
+"""The tolerances themselves: what they accept and reject, and that unwritten memory is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference itself against independent formulas, and its rules at the edges."""
+"""The reference against independent formulas, and its behaviour in edge cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs against values worked out by hand, and parameters against the models themselves."""
+"""Bytes and FLOPs against values computed by hand, and parameter counts against the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurement of a call's host cost still runs; its results depend on the machine and are not judged."""
+"""The measurement of a call's host cost runs; its results depend on the machine and are not checked."""
 
 from __future__ import annotations
 

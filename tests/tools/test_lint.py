@@ -1,4 +1,4 @@
-"""tools.lint finds each fault that is planted in a small tree, says where, and leaves sound code alone."""
+"""tools.lint finds each fault that is planted in a small tree, says where, and accepts correct code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools.new_op lays an operation that passes lint and its own tests as it is."""
+"""tools.new_op creates an operation that passes lint and its own tests unchanged."""
 
 from __future__ import annotations
 

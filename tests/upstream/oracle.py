@@ -10,7 +10,7 @@ import openmythos
 from tests.models import config, fields, randomise
 
 upstream = pytest.importorskip("open_mythos.main", reason="the oracle, the package open-mythos, is not installed")
-# Another attention implementation computes in bfloat16 whatever the model's dtype.
+# Upstream's other attention implementation always computes in bfloat16.
 upstream._HAS_FLASH_ATTN = False
 
 
@@ -29,7 +29,7 @@ def pair(attn_type: str = "mla", seed: int = 0, **changes: object) -> tuple[nn.M
 
 
 def upstream_named(model: openmythos.OpenMythos, values: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    """Tensors under our parameter names ({name: gradient}) under upstream's names, stacked experts taken apart."""
+    """Tensors by our parameter names, renamed to upstream's, with stacked experts split."""
     renamed = {}
     for name, value in values.items():
         if name.endswith("ffn.gate_up"):
@@ -45,7 +45,7 @@ def upstream_named(model: openmythos.OpenMythos, values: dict[str, torch.Tensor 
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: gradient} of every parameter, zeros where none arrived, under upstream's names."""
+    """{upstream's name: gradient} of every parameter, zeros for missing gradients."""
     found = {
         name: torch.zeros_like(part) if part.grad is None else part.grad for name, part in model.named_parameters()
     }

@@ -1,4 +1,4 @@
-"""Halting: each position stops at upstream's loop with upstream's weights, and the early exit changes nothing."""
+"""Halting: each position halts at upstream's loop with upstream's weights, and the early exit changes no result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def traced_act(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 @contextmanager
 def traced_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """Cumulated probabilities (N) after each fused step."""
+    """Cumulative probabilities (N) after each fused step."""
     trace: list[torch.Tensor] = []
 
     def traced(original: Callable) -> Callable:

@@ -1,4 +1,4 @@
-"""Under torch.autocast results are as near to upstream's float32 ones as upstream's own under autocast."""
+"""Under torch.autocast results are as close to upstream's float32 results as upstream's own under autocast."""
 
 from __future__ import annotations
 

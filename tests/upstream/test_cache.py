@@ -1,4 +1,4 @@
-"""Decoding with a cache equals upstream's, step by step, and the cache means the same."""
+"""Decoding with a cache equals upstream's, step by step, and so do the cache's contents."""
 
 from __future__ import annotations
 

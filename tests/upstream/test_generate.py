@@ -1,4 +1,4 @@
-"""generate() draws upstream's tokens from one seed."""
+"""generate() draws upstream's tokens for the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's own tests pass with only their import renamed.
+"""Upstream's own tests pass with only the import renamed.
 
 They are in upstream's repository, not in its package: OPENMYTHOS_UPSTREAM names a checkout.
 """

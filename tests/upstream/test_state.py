@@ -1,4 +1,4 @@
-"""Weights: one seed gives upstream's, and the state dict has upstream's keys, shapes and dtypes, strict both ways."""
+"""Weights: one seed gives upstream's; state dicts have upstream's keys, shapes and dtypes and load strictly."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ ATTENTION = pytest.mark.parametrize("attn_type", ["mla", "gqa"])
 
 
 def _curve(model: torch.nn.Module, dropout_seed: int | None = None) -> torch.Tensor:
-    # Adam would turn a gradient of rounding errors into a full step.
+    # Adam would turn a gradient that is only rounding error into a full step.
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for step in range(12):

@@ -1,7 +1,7 @@
-"""CUDA kernels compiled by a C++ compiler and run on the CPU: values without a GPU.
+"""CUDA kernels compiled by a C++ compiler and run on the CPU, to check their values without a GPU.
 
-What is compiled is the source that nvcc reads, with each instruction written in PTX replaced by a call of its
-definition in `shim.h`. Neither ptxas nor a GPU's memory order is in this.
+The source is the one that nvcc compiles, with each PTX instruction replaced by a call of its definition in `shim.h`.
+This tests neither ptxas nor a GPU's memory order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tools import building, device_code
 
 HERE = Path(__file__).parent
-# By what an instruction's text begins with; the names are those of the C++ around it.
+# By the start of an instruction's text; the names are those of the surrounding C++.
 INSTRUCTIONS = {
     "cvt.f32.f16": "y = host::to_float(x.bits, false)",
     "cvt.rn.bf16.f32": "y = host::to_bf16(x)",
@@ -34,7 +34,7 @@ INSTRUCTIONS = {
     "wgmma.": "(void)0",  # fences and groups: there is only waiting for all
     "movmatrix.sync.aligned.m8n8.trans": "y = host::movmatrix(x)",
 }
-# What the kernels of each file take.
+# The argument struct of each file's kernels.
 PARAMS = {
     "mla_absorbed": "MlaArgs",
     "mla_decompressed": "MlaDecompressedArgs",

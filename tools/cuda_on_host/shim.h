@@ -1,7 +1,8 @@
 #pragma once
 
-// CUDA for a C++ compiler: a block's threads take turns on one CPU thread, and every instruction that csrc/ writes in
-// PTX is its definition in the PTX manual. A wave's exchange waits for all 32 lanes; if one never comes, the run stops.
+// CUDA for a C++ compiler: a block's threads take turns on one CPU thread, and every PTX instruction in csrc/ is
+// implemented by its definition in the PTX manual. An exchange within a wave waits for all 32 lanes; if one never
+// arrives, the run stops.
 
 #include <dlfcn.h>
 #include <ucontext.h>
@@ -54,7 +55,7 @@ struct Thread {
     std::vector<std::function<void()>> products;  // of wgmma, under way
 };
 
-// As much as Hopper has for a block; the hardware's need not begin at a multiple of 1024 either.
+// Hopper's limit per block. Does not begin at a multiple of 1024, since the hardware's need not either.
 constexpr uint32_t SHARED_BEGIN = 16, SHARED_BYTES = 227 * 1024;
 alignas(1024) inline unsigned char shared_memory[SHARED_BEGIN + SHARED_BYTES];
 inline unsigned char* const dynamic_shared = shared_memory + SHARED_BEGIN;
@@ -185,7 +186,7 @@ inline void ldmatrix(uint32_t (&words)[4], uint32_t at) {
     for (int i = 0; i < 4; i++) std::memcpy(&words[i], shared_memory + given[8 * i + me / 4][0] + me % 4 * 4, 4);
 }
 
-// A number of a K-major matrix with the 128-byte swizzle, as wgmma's descriptor gives it.
+// An element of a K-major matrix with the 128-byte swizzle, addressed by wgmma's descriptor.
 inline uint32_t described(uint64_t descriptor, int row, int k) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) std::abort();
     uint32_t at = (descriptor & 0x3fff) << 4, eight_rows = (descriptor >> 32 & 0x3fff) << 4;
@@ -214,7 +215,7 @@ void add_products(Sum (&sums)[N], Mine mine, uint64_t b, bool bf16) {
     }
 }
 
-// Of a wave's 16 rows, every lane its own.
+// For a wave's 16 rows; every lane computes its own.
 template <int N, class Sum>
 void wgmma(Sum (&sums)[N], uint64_t a, uint64_t b, bool bf16) {
     threads[current].products.push_back([&sums, a, b, bf16] {

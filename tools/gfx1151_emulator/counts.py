@@ -1,6 +1,8 @@
-"""Instructions that each kernel executed: `python -m tools.gfx1151_emulator.counts tests/golden/triton/OP.json`.
+"""The instructions that each kernel executed, as a Markdown table.
 
-Prints a Markdown table with a row for each kernel and dtype: its build with the largest share of matrix instructions.
+    python -m tools.gfx1151_emulator.counts tests/golden/triton/OP.json ...
+
+One line per kernel and dtype, for the build that executed the largest fraction of matrix instructions.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ def _dtype(record: dict[str, Any]) -> str:
 
 
 def best(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The record of each (kernel, dtype) whose share of matrix instructions is largest, and then the shortest."""
+    """For each (kernel, dtype) the record with the largest fraction of matrix instructions, then the shortest."""
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     for record in found:
         key = record["kernel"], _dtype(record)

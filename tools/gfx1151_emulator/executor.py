@@ -1,7 +1,7 @@
 """Executes launches on the emulator of gfx1151: `executing(TARGETS["gfx1151"], Executor())` runs a whole op.
 
-A launch is compiled as the JIT would compile it for the chip, and its code object changes the CPU tensors in place.
-The kernel gets copies of their storages between guards, so that a write outside shows, and a read outside reads NaN.
+A launch is compiled as the JIT would compile it for the GPU, and its code object changes the CPU tensors in place. The
+kernel gets copies of their storages between guards: a write outside is detected, and a read outside returns NaN.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ GFX1151 = TARGETS["gfx1151"]
 LANES = 32
 GUARD = 4096
 GUARD_BYTE = 0xFF
-# A storage of more bytes than this runs where it is, without guards.
+# Storages of more bytes than this are used in place, without guards.
 MOST_COPIED = 2**28
 
 
 class Executed(NamedTuple):
-    """One launch: its code object, and what running it took."""
+    """One launch: its code object, and the instructions that it executed."""
 
     kernel: str
     config: str

@@ -1,4 +1,4 @@
-// What single instructions do to registers: matrix products, lanes that change places, addresses, halves.
+// The effect of single instructions on registers: matrix products, lane exchanges, addresses, halves.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -128,7 +128,7 @@ static void wmma(const u32* ip, u32* s, Vector* v) {
     memcpy(v[target], out, sizeof out);
 }
 
-// Where lane `lane` of a DPP16 operand comes from; -1 when its row has no such lane, -2 when it does not take part.
+// The source lane of lane `lane` of a DPP16 operand; -1 if its row has no such lane, -2 if it does not take part.
 static int dpp16_source(u32 word, int lane) {
     int row = lane & 16, i = lane & 15;
     u32 control = field(word, 8, 9), n = control & 15;
@@ -152,8 +152,8 @@ static int dpp16_source(u32 word, int lane) {
     }
 }
 
-// Bring src0's lanes into place in a spare register; returns the lanes that take part. A lane whose source does not
-// exist or is switched off gets 0 where the instruction asks for it, and else keeps its destination.
+// Permutes src0's lanes into a spare register; returns the lanes that take part. A lane whose source does not exist or
+// is switched off gets 0 if the instruction says so, and otherwise keeps its destination.
 static u32 dpp(u32 word, u32 dpp8, u32 exec, Vector* v, u32* to) {
     Vector old;
     memcpy(old, v[word & 255], sizeof old);

@@ -39,12 +39,12 @@ LDS_BYTES, WORK_ITEMS = 65536, 1024
 LDS_FILL = 0xA5
 LDS_REACH = 2**32 + 4096
 SCALAR_SPACE, VECTOR_SPACE = 1088, VECTORS * LANES * 4
-# What operand numbers 240 to 248 stand for.
+# The values of operand numbers 240 to 248.
 FLOATS = (0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 4.0, -4.0, 0.15915494309189532)
 
 
 class Ran(NamedTuple):
-    """What a launch did: instructions and matrix instructions over all waves, and what it used."""
+    """The statistics of a launch: instructions and matrix instructions over all waves, and resources used."""
 
     instructions: int
     matrix: int
@@ -56,7 +56,7 @@ class Ran(NamedTuple):
 
 
 class _Code:
-    """A loaded code object: its image and one Op a dword, decoded when an instruction is first met."""
+    """A loaded code object: its image and one Op per dword, decoded when an instruction is first executed."""
 
     def __init__(self, blob: bytes) -> None:
         self.image, self.base = load_image(blob)
@@ -93,7 +93,7 @@ class _Code:
 
 
 class _Descriptor(NamedTuple):
-    """The kernel descriptor: what the hardware is told about a kernel before its first instruction."""
+    """The kernel descriptor: the hardware's settings for a kernel before its first instruction."""
 
     group: int
     private: int
@@ -145,7 +145,7 @@ def _argument(value: object, size: int, name: str) -> bytes:
 
 
 def _arguments(meta: dict[str, Any], args: Sequence[object], grid: tuple, block: tuple, dynamic_lds: int) -> bytes:
-    """The argument block: values in order of the signature, whose places and sizes the metadata says."""
+    """The argument block: values in order of the signature, at the offsets and sizes given by the metadata."""
     blob = bytearray(max(meta[".kernarg_segment_size"], 16))
     dimensions = 1 + (grid[1] * block[1] > 1) + (grid[2] * block[2] > 1)
     hidden = {"hidden_grid_dims": ("<H", dimensions), "hidden_dynamic_lds_size": ("<I", dynamic_lds)}
@@ -166,7 +166,7 @@ def _arguments(meta: dict[str, Any], args: Sequence[object], grid: tuple, block:
 
 
 def explicit_arguments(blob: bytes, kernel: str) -> int:
-    """How many arguments a kernel takes, the hidden ones aside."""
+    """The number of arguments of a kernel, without the hidden ones."""
     entries = kernels(unbundled(blob))[kernel].get(".args", [])
     return sum(not entry[".value_kind"].startswith("hidden_") for entry in entries)
 
@@ -206,7 +206,7 @@ class _Launch:
         return (i // (x * y)) << 20 | (i // x % y) << 10 | i % x
 
     def _first_scalars(self) -> ctypes.Array:
-        """User registers, then the constants that operand numbers 128 to 255 stand for."""
+        """User registers, then the constants of operand numbers 128 to 255."""
         properties = self.kernel.properties
         user = [0] * 4 if properties & 1 else []
         addresses = {1: ctypes.addressof(self._packet), 3: ctypes.addressof(self._arguments)}
@@ -231,15 +231,15 @@ class _Launch:
     def memory(self) -> mmap.mmap:
         """Room for one workgroup: LDS, then registers and scratch of each wave, then addresses without memory.
 
-        A translated LDS load reads before it asks whether the lane is on, and a lane that is off may hold any 32-bit
-        number as its address.
+        A translated LDS load reads before it checks whether the lane is on, and the address register of a lane that is
+        off may hold any 32-bit value.
         """
         reserved = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
         return mmap.mmap(-1, self.used + LDS_REACH, flags=reserved)
 
     @property
     def used(self) -> int:
-        """Bytes of `memory` that hold something."""
+        """Bytes of `memory` in use."""
         return LDS_BYTES + self.waves * self.wave_space
 
     def wave(self, index: int, group: tuple[int, int, int], lds: int) -> Wave:
@@ -267,7 +267,7 @@ class _Launch:
 
 
 def _run_wave(code: _Code, wave: Wave, group: tuple[int, int, int], budget: int) -> bool:
-    """Run a wave to its next barrier or its end; whether it goes on after it."""
+    """Run a wave to its next barrier or its end; returns whether it continues afterwards."""
     while True:
         result = library().run(ctypes.byref(wave), code.ops, code.base, code.count, budget - wave.steps)
         if result != Kind.MISS:
@@ -295,9 +295,9 @@ def launch(
     """Run `kernel` of a code object over grid x block work-items.
 
     args: the explicit arguments in order: a CPU tensor (its address), an int, a float, None (a null pointer), or
-    bytes for a struct. dynamic_lds: bytes of LDS asked for at launch. threads: workgroups in flight at a time;
-    budget: the most instructions that one wave may run. Tensors are read and written at their real addresses, so
-    that a stray access can crash the process.
+    bytes for a struct. dynamic_lds: bytes of dynamic LDS. threads: workgroups in flight at a time; budget: the maximum
+    number of instructions per wave. Tensors are read and written at their real addresses, so that a stray access can
+    crash the process.
     """
     start = time.perf_counter()
     grid, block = ((*tuple(sizes), 1, 1)[:3] for sizes in (grid, block))

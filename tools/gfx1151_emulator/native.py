@@ -19,7 +19,7 @@ VCC, EXEC, PROGRAM_COUNTER, SCRATCH_STRIDE = 106, 126, 256, 259
 
 
 class Kind(IntEnum):
-    """How wave.c runs an instruction: RUN calls the translated function, the others are done there."""
+    """How wave.c runs an instruction: RUN calls the translated function, wave.c implements the others."""
 
     MISS = 0
     RUN = 1
@@ -45,7 +45,7 @@ OUT_OF_CODE, BUDGET = 100, 101
 
 
 class Flag(IntFlag):
-    """What else wave.c has to know: SNAPSHOT reads copies of the registers, LOCK excludes the other threads."""
+    """Modifiers for wave.c: SNAPSHOT reads copies of the registers, LOCK excludes the other threads."""
 
     SNAPSHOT = 1
     LOCK = 2
@@ -71,7 +71,7 @@ class Op(ctypes.Structure):
 
 
 class Wave(ctypes.Structure):
-    """The state of one wave, and what it has run so far: all steps, and of these the matrix products."""
+    """The state of one wave, and the number of instructions and of matrix instructions that it has run."""
 
     _fields_ = (
         ("buffer", ctypes.c_uint64 * 8),

@@ -1,4 +1,4 @@
-"""Replaces instructions that tinygrad's emulator lacks or gets wrong by equivalent ones that it has right.
+"""Replaces instructions that tinygrad's emulator lacks or gets wrong by equivalent ones that it implements correctly.
 
 A rewritten instruction works on a spare register; wave.c moves lanes, addresses or halves into place around it.
 """

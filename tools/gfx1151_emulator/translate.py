@@ -61,7 +61,7 @@ def _import_emulator() -> Any:
 
 
 def _round_to_even(pcode: dict) -> None:
-    """AMD's text for rounding to even adds 0.5 first, which is wrong next to 0.5, for -0 and above 2**23."""
+    """Fix AMD's pseudo-code for rounding to even: adding 0.5 is wrong next to 0.5, for -0 and above 2**23."""
     for op, text in pcode.items():
         if "_RNDNE_" in op.name:
             kind, half, one = re.match(r"D0\.(\w+) = floor\(S0\.\w+ \+ (\S+)\).*-= (\S+)", text, re.S).groups()

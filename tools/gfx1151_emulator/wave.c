@@ -1,8 +1,8 @@
-// Runs the waves of a gfx1151 kernel: the fetch loop, around tinygrad's functions and the ones in instructions.h.
+// Runs the waves of a gfx1151 kernel: the fetch loop, which calls tinygrad's functions and those of instructions.h.
 //
-// `Op` is one decoded instruction, `Wave` the state of one wave. Most instructions are functions that were generated
-// from AMD's pseudo-code (translate.py); an Op with `replacement` runs the instruction at that address in place of its
-// own bytes, with lanes, addresses or halves moved into place around it (rewrite.py).
+// `Op` is one decoded instruction, `Wave` the state of one wave. Most instructions are functions generated from AMD's
+// pseudo-code (translate.py). An Op with `replacement` runs the instruction at that address instead of its own bytes,
+// with lanes, addresses or halves moved into place before and after (rewrite.py).
 #include "instructions.h"
 
 #include <stdint.h>
@@ -58,7 +58,7 @@ static void run_buffer(Op* o, Wave* w, const u32* ip, u32* s, Vector* v, u64* pc
     merge_half(o, exec, v);
 }
 
-// Run one wave until it ends, reaches a barrier, meets an instruction that is not translated yet, or used up `budget`.
+// Runs one wave until it ends, reaches a barrier or an instruction that is not translated yet, or has used up `budget`.
 int run(Wave* w, Op* ops, u64 base, u64 count, u64 budget) {
     u32* s = (u32*)w->buffer[0];
     Vector* v = (Vector*)w->buffer[1];

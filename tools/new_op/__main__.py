@@ -1,7 +1,7 @@
-"""Lay the files of a new operation: `make new-op NAME=x`, or `python -m tools.new_op x [ROOT]`.
+"""Create the files of a new operation: `make new-op NAME=x`, or `python -m tools.new_op x [ROOT]`.
 
-`template/` is an operation that returns its argument, written out in every folder. It is copied under the new name,
-formatted, and never overwrites a file.
+`template/` is an operation that returns its argument, with its files in every folder. They are copied under the new
+name and formatted; existing files are never overwritten.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def lay(name: str, root: Path) -> list[Path]:
     """Write the files of the operation `name` under a root, and return them.
 
     Raises:
-        ValueError: when the name is no snake_case identifier.
-        FileExistsError: when one of the files is there already; then none is written.
+        ValueError: when the name is not a snake_case identifier.
+        FileExistsError: when one of the files already exists; then none is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"NAME={name!r}: must be snake_case, like rms_norm")
@@ -52,7 +52,7 @@ def lay(name: str, root: Path) -> list[Path]:
 
 
 def _with_kernel(name: str, camel: str, folder: Path) -> dict[Path, str]:
-    """The table of CPU kernels with the new one, so that the tree builds."""
+    """The table of CPU kernels with the new kernel added, so that the tree builds."""
     signature = f"(const Threads&, const {camel}Args&);\n"
     insertions = {
         "kernels.h": [
@@ -75,7 +75,7 @@ def _with_kernel(name: str, camel: str, folder: Path) -> dict[Path, str]:
 
 
 def _format(paths: list[Path]) -> None:
-    """A longer name moves line breaks and the order of imports."""
+    """Reformat, since a name of another length moves line breaks and the order of imports."""
     beside = Path(sys.executable).parent
 
     def run(tool: str, *arguments: str, suffixes: tuple[str, ...]) -> None:
@@ -87,7 +87,7 @@ def _format(paths: list[Path]) -> None:
     config = str(ROOT / "pyproject.toml")
     run("ruff", "check", "-q", "--fix", "--select", "I", "--config", config, suffixes=(".py",))
     run("ruff", "format", "-q", "--config", config, suffixes=(".py",))
-    for _ in range(2):  # once is not enough where a short function no longer fits its line
+    for _ in range(2):  # a function that no longer fits one line needs a second pass
         run("clang-format", "-i", f"--style=file:{ROOT / '.clang-format'}", suffixes=(".cpp", ".h", ".cu"))
 
 

@@ -1,4 +1,4 @@
-"""The recording driver seen from Python."""
+"""Python interface to the recording driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools import building, code_objects, device_code
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_uint] * 5, ctypes.c_void_p, ctypes.c_void_p)
 LAUNCH = {"cuda": "cuLaunchKernel", "rocm": "hipModuleLaunchKernel"}
-# A driver's calls in the order in which the first launch makes them, as the fake names them.
+# The driver calls of a first launch in order, under the fake driver's names.
 FIRST_LAUNCH = {
     "cuda": (
         *("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain"),
@@ -32,7 +32,7 @@ ARCH = {"cuda": "sm_90", "rocm": "gfx1151"}
 
 
 class Driver:
-    """A fake driver, loaded into this process: the launcher finds it as it finds one that torch has loaded."""
+    """A fake driver loaded into this process, where the launcher finds it like one that torch has loaded."""
 
     def __init__(self, vendor: str, *definitions: str) -> None:
         self.vendor = vendor
@@ -46,17 +46,17 @@ class Driver:
         self._library.fake_devices(devices, (arch or ARCH[self.vendor]).encode(), multiprocessors)
 
     def fail(self, call: str, code: int = 1, after: int = 0) -> None:
-        """Let a call fail with this code from its `after`-th time on."""
+        """Let a call fail with this code after `after` successes."""
         self._library.fake_fail(call.encode(), code, after)
 
     def calls(self, name: str = "") -> list[str]:
-        """The recorded calls, those of one name if given."""
+        """The recorded calls, only those of one name if given."""
         lines = self._library.fake_calls().decode().splitlines()
         return [line for line in lines if line.startswith(name)]
 
     @contextmanager
     def running(self, run: Callable):
-        """Hand each launch to run(kernel, grid, threads, shared, stream, address of the params)."""
+        """Pass each launch to run(kernel, grid, threads, shared, stream, address of the params)."""
         errors: list[BaseException] = []
 
         def callback(kernel, x, y, z, threads, shared, stream, params):
@@ -76,7 +76,7 @@ class Driver:
 
 
 def serve(fake: FakeOps) -> Callable[[str], Callable[..., Any]]:
-    """What `openmythos.backends.cpp._native` is replaced by, so that the backend calls the fake ops."""
+    """The replacement for `openmythos.backends.cpp._native` that makes the backend call the fake ops."""
     return lambda name: getattr(fake.ops, name).default
 
 
@@ -89,7 +89,7 @@ class FakeOps(NamedTuple):
 
 
 def load_ops(folder: Path, arch: str, *definitions: str) -> FakeOps:
-    """The GPU ops as `torch.ops.openmythos_fake` on CPU tensors, before a fake driver of ROCm; once a process."""
+    """The GPU ops as `torch.ops.openmythos_fake` on CPU tensors, with a fake ROCm driver; only once per process."""
     (folder / "gpu").mkdir()
     for op in device_code.ops():
         shutil.copy(building.device_object(op, arch)[0], folder / "gpu")
@@ -153,7 +153,7 @@ class Runtime:
         return self._text(self._library.runtime_launch(self._handle, *arguments))
 
     def launch_threads(self, kernels: list[str], threads: int, rounds: int) -> int:
-        """How many launches failed."""
+        """The number of failed launches."""
         names = (ctypes.c_char_p * len(kernels))(*(name.encode() for name in kernels))
         return self._library.runtime_launch_threads(self._handle, b"op", names, len(kernels), threads, rounds)
 

@@ -1,6 +1,6 @@
-// Looks like libcuda.so.1 (compiled with -DFAKE_CUDA) or libamdhip64.so (with -DFAKE_HIP), and records every call.
-// Any call can be made to fail, devices and their architectures are invented, and a launch calls back into the test.
-// With -DFAKE_SILENT it records nothing and never fails, so that what a call costs is the caller's.
+// Has the interface of libcuda.so.1 (with -DFAKE_CUDA) or libamdhip64.so (with -DFAKE_HIP), and records every call. Any
+// call can be made to fail, devices and their architectures are invented, and a launch calls back into the test. With
+// -DFAKE_SILENT it records nothing and never fails, so that only the caller's cost is measured.
 
 #include <pthread.h>
 #include <stdarg.h>
@@ -48,7 +48,7 @@ static _Thread_local int current_device;
 
 EXPORT void fake_reset(void) { used = 0, text[0] = 0, failing[0] = 0, on_launch = 0; }
 EXPORT const char* fake_calls(void) { return text; }
-// The call fails with this code, after that number of successes.
+// The call fails with this code after `after` successes.
 EXPORT void fake_fail(const char* call, int code, int after) {
     snprintf(failing, sizeof failing, "%s", call);
     fail_code = code, fail_after = after;

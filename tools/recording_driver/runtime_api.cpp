@@ -1,4 +1,4 @@
-// The launcher for ctypes, and for the program at the end: without torch, so that it also runs under sanitizers.
+// The launcher with a C interface, for ctypes and stress.cpp; without torch, so that it runs under sanitizers.
 
 #include <cstring>
 #include <string>
@@ -38,7 +38,7 @@ char* runtime_launch(void* runtime, const char* op, const char* kernel, unsigned
     return copy("");
 }
 
-// Launches from several threads at once on several devices; how many failed.
+// Launches from several threads at once on several devices; returns the number of failures.
 int runtime_launch_threads(void* runtime, const char* op, const char* const* kernels, int kernel_count, int threads,
                            int rounds) {
     std::vector<int> failed(threads);

@@ -1,4 +1,4 @@
-// Stands in for csrc/runtime/stream.cpp where torch has no GPU: a stream that a test recognises.
+// Replaces csrc/runtime/stream.cpp where torch has no GPU; tests check for its stream value.
 
 #include <cstdint>
 

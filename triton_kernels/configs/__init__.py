@@ -1,7 +1,7 @@
-"""Tuned configs as reviewed data, one JSON file an architecture; nothing is tuned at import.
+"""Tuned configs as reviewed data, one JSON file per architecture; nothing is tuned at import.
 
-A file maps a kernel's name to its configs, read from the top: the first whose bounds `at_most` hold is taken, and the
-last has none. What is not `at_most` is a constexpr of the kernel, num_warps, num_stages or a backend option.
+A file maps a kernel's name to its configs. The first whose bounds `at_most` hold is used; the last has no bounds. All
+other keys are constexprs of the kernel, num_warps, num_stages and backend options.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from openmythos.triton_kernels.launch import Target
 
-# what Triton itself takes; everything else in a config is a constexpr of the kernel
+# Triton's own options; everything else in a config is a constexpr of the kernel
 OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "maxnreg")
-# A block has 99 KB of shared memory there, on sm80 163: no more than so much of sm80's tiles fits.
+# A block has 99 KB of shared memory on these, and 163 KB on sm80, so sm80's tiles must shrink to fit.
 SMALL_SHARED = ("sm86", "sm89", "sm120", "sm121")
 SMALL_STAGES, SMALL_ABSORBED_ROWS = 2, 32
 
@@ -39,10 +39,10 @@ def _table(arch: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def nearest(arch: str) -> str:
-    """The architecture with a file whose configs `arch` takes: the one with its matrix instructions.
+    """The architecture whose configs `arch` uses: the one with the same matrix instructions.
 
-    gfx11 and gfx12 take gfx1151's (waves of 32 lanes, 64 KB of LDS), sm80 to sm89 sm80's (mma.sync), sm90 its own
-    (wgmma), sm100 to sm119 sm100's (tcgen05), sm120 and above sm80's again: they multiply by mma.sync.
+    gfx11 and gfx12 use gfx1151's (waves of 32 lanes, 64 KB of LDS), sm80 to sm89 sm80's (mma.sync), sm90 its own
+    (wgmma), sm100 to sm119 sm100's (tcgen05), and sm120 and above sm80's again (mma.sync).
     """
     if arch.startswith("gfx"):
         return "gfx1151"
@@ -61,7 +61,7 @@ def _find(arch: str, kernel: str, sizes: tuple[tuple[str, int], ...]) -> int:
 
 @functools.cache
 def _entry(arch: str, kernel: str, index: int) -> Config:
-    """An entry of the file that `arch` takes, made to fit `arch`."""
+    """An entry of the file that `arch` uses, shrunk to fit `arch`."""
     chosen = {name: value for name, value in _table(nearest(arch))[kernel][index].items() if name != "at_most"}
     if arch in SMALL_SHARED:
         most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_ABSORBED_ROWS} if kernel == "mla_absorbed" else {})
@@ -71,7 +71,7 @@ def _entry(arch: str, kernel: str, index: int) -> Config:
 
 
 def config(kernel: str, target: Target, **sizes: int) -> Config:
-    """The tuned config of `kernel` for these sizes; an architecture without a file takes its nearest relative's."""
+    """The tuned config of `kernel` for these sizes; an architecture without a file uses the nearest one's."""
     fixed = _pinned.get()
     index = fixed[kernel] if fixed and kernel in fixed else _find(nearest(target.arch), kernel, tuple(sizes.items()))
     found = _recorded.get()
@@ -81,7 +81,7 @@ def config(kernel: str, target: Target, **sizes: int) -> Config:
 
 
 def all_configs(kernel: str, arch: str) -> list[dict[str, Any]]:
-    """Every entry of a kernel, with its bounds: what ahead-of-time compilation goes through."""
+    """Every entry of a kernel, with its bounds, for ahead-of-time compilation."""
     return _table(arch)[kernel]
 
 
@@ -92,7 +92,7 @@ def kernels(arch: str) -> list[str]:
 
 @contextmanager
 def record() -> Iterator[dict[str, set[int]]]:
-    """{kernel: places of the entries that were taken inside the block}."""
+    """{kernel: indices of the entries that were used inside the block}."""
     found: dict[str, set[int]] = {}
     token = _recorded.set(found)
     try:
@@ -103,7 +103,7 @@ def record() -> Iterator[dict[str, set[int]]]:
 
 @contextmanager
 def pinned(places: Mapping[str, int]) -> Iterator[None]:
-    """Take these entries inside the block, whatever the sizes: small inputs then run the code of big ones."""
+    """Use these entries inside the block for any sizes, so that small inputs run the code of large ones."""
     token = _pinned.set(places)
     try:
         yield

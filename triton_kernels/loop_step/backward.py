@@ -1,10 +1,10 @@
-"""Gradients of the loop step: h' is made again, every row read and written once, parameters summed in a fixed order.
+"""Gradients of the loop step: h' is recomputed, every row read and written once, parameters summed in a fixed order.
 
-With one depth for all rows and up to WIDEST columns one kernel does it: 6 reads and 3 writes of a row, and one of the
-gradient that reaches the LoRA matrices, for whose sums a second pass reads it and block_out. Each program takes rows
-in turn and keeps the gradients of A, B, halt_w and norm_w in registers; what the programs hold is summed afterwards.
-Wider rows, and rows at depths of their own, take one pass for what a row needs to know of all its columns, and one by
-programs that each own a block of columns (wide.py).
+If all rows have the same depth and up to WIDEST columns, one kernel reads each row 6 times and writes it 3 times, and
+with LoRA also writes the gradient of the delta, which a second pass reads together with block_out for the gradients of
+the LoRA matrices. Each program takes rows in turn and keeps its sums for A, B, halt_w and norm_w in registers; the
+programs' sums are added afterwards. Wider rows, and rows at different depths, take two passes: one for sums over all
+columns of a row, and one by programs that each own a block of columns (backward_wide.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from openmythos.triton_kernels.loop_step.parts import (
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopParams, LoopStepBackward
 
-# Columns of a row that are held in registers beside four sums.
+# Columns of a row that fit the registers beside four sums.
 WIDEST = 2048
-# Programs on one processor, each with sums of its own.
+# Programs per processor, each with its own sums.
 PROGRAMS = 2
 
 
@@ -85,7 +85,7 @@ def _loop_step_backward_kernel(
     NEXT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # one workspace, since registers for more addresses run out: see _Workspace
+    # one workspace, since more addresses would not fit the registers: see _Workspace
     padded = (n_rows.to(tl.int64) + 15) // 16 * 16
     p_logit_grad = p_work + tl.num_programs(0).to(tl.int64) * 4 * WIDTH
     p_low = p_logit_grad + padded
@@ -131,7 +131,7 @@ def _loop_step_backward_kernel(
             b_outer *= load_vector(p_norm_w, o_d, m_d)
             b_e_grad = norm * (b_outer - b_source * (tl.sum(b_outer * b_source) / WIDTH))
             b_grad += b_e_grad
-        # h and e once more, from the L2 cache: registers are what runs out first
+        # h and e are loaded again, from the L2 cache: keeping them would not fit the registers
         b_A_sum += b_grad * load_row(p_h + row * H_STRIDE, o_d, m_d).to(tl.float32)
         b_B_sum += b_grad * load_row(p_e + row * E_STRIDE, o_d, m_d).to(tl.float32)
         store_row(p_h_grad + row * WIDTH, o_d, m_d, b_grad * load_vector(p_A, o_d, m_d))
@@ -166,7 +166,7 @@ class _Workspace(NamedTuple):
 
     @classmethod
     def empty(cls, programs: int, width: int, rows: int, rank: int, device: torch.device) -> _Workspace:
-        # whole cache lines for each, so that the kernels after this one see aligned tensors whatever N is
+        # each view begins at a cache line, so that later kernels get aligned tensors for any N
         padded = triton.cdiv(rows, 16) * 16
         sizes = (programs * 4 * width, padded, padded * rank, padded * rank)
         buffer = torch.empty(sum(sizes), dtype=torch.float32, device=device)
@@ -187,7 +187,7 @@ def _bytes(*rows: torch.Tensor) -> int:
 def _fused(
     grads: Gradients, call: LoopStepBackward, params: LoopParams, x: torch.Tensor, lora: bool, out: Outputs
 ) -> _Workspace:
-    """Gradients of rows into `out`; returns what those of the parameters are summed from."""
+    """Writes the gradients of rows into `out`; returns the parts of the parameters' gradients."""
     h, e = call.h, call.e
     (rows, width), target = h.shape, target_of(h)
     rank = params.lora_down.shape[0] if lora else 0
@@ -220,7 +220,7 @@ def _fused(
 
 
 def loop_step_backward(call: LoopStepBackward) -> tuple[torch.Tensor, ...]:
-    """Gradients for h, e, block_out, cum_p and the parameters, in their dtypes; empty for no norm_w."""
+    """Gradients for h, e, block_out, cum_p and the parameters, in their dtypes; norm_w's is empty if it is None."""
     params, h, block_out, t = call.params.contiguous(), call.h, call.block_out, depth_of(call)
     rows, width = h.shape
     rank, last = params.lora_down.shape[0], params.norm_w is None

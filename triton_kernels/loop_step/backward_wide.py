@@ -1,6 +1,6 @@
-"""Gradients of rows that are too wide for registers: once over each row for its sums, then by blocks of columns.
+"""Gradients of rows that are too wide for registers: one pass over each row for its sums, then one by column blocks.
 
-Both passes read from memory: 5 + 6 reads and 3 writes of a row. The products with the LoRA matrices are outside.
+Both passes read from memory: 5 + 6 reads and 3 writes of a row. The products with the LoRA matrices run outside.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from openmythos.triton_kernels.loop_step.parts import (
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopParams, LoopStepBackward
 
-# Scalars of a row that the second pass reads: the step's weight, the logit's gradient, and two of the norm.
+# Scalars per row that the second pass reads: the step's weight, the logit's gradient, and two of the norm.
 NUMBERS = 4
-# Programs on one processor in the second pass.
+# Programs per processor in the second pass.
 PROGRAMS = 4
 
 
@@ -184,7 +184,7 @@ def _loop_step_wide_columns_kernel(
 def wide_backward(
     grads: Gradients, call: LoopStepBackward, params: LoopParams, x: torch.Tensor, out: Outputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of rows into `out`; returns the parts (P, 4, D) of those of A, B, halt_w, norm_w, and d logit (N).
+    """Writes the gradients of rows into `out`; returns parts (P, 4, D) for A, B, halt_w and norm_w, and d logit (N).
 
     x: block_out with its delta.
     """

@@ -1,8 +1,7 @@
-"""The step between two runs of the block, in one launch: 4 reads and 3 writes of a row, each at its own dtype.
+"""The step between two runs of the block, in one launch: 4 reads and 3 writes of a row, each in its own dtype.
 
-At D = 2048 in bfloat16 (float32 state) that is 18 bytes an element, in float32 28. The parameters add reads from the
-caches: 16 bytes an element of a tile for A, B, halt_w and norm_w, 8 r for the LoRA matrices of rank r, divided by the
-rows of a tile.
+In bfloat16 (float32 state) that is 18 bytes per element, in float32 28. The parameters add reads from the caches: 16
+bytes per column for A, B, halt_w and norm_w, and 8 r for the LoRA matrices of rank r, once per tile of rows.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from openmythos.triton_kernels.loop_step.parts import (
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopParams, LoopStep, LoopStepInPlace
 
-# Columns of a row that are held in registers; wider rows are read a second time, from the L2 cache.
+# Columns of a row that fit the registers; wider rows are read twice, the second time from the L2 cache.
 WIDEST = 8192
 
 
@@ -147,7 +146,7 @@ def _loop_step_wide_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # both sums over a row come from one pass; the second pass finds block_out, h and e in the L2 cache
+    # one pass computes both sums over a row; the second one reads block_out, h and e from the L2 cache
     o_row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     m_row = o_row < n_rows
     b_t = load_depths(p_t, o_row, m_row, t, PER_ROW)

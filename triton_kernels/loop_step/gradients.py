@@ -1,7 +1,7 @@
-"""Sums over rows in a fixed order: gradients of the LoRA matrices and scales, the halting bias, programs' parts.
+"""Sums over rows in a fixed order: gradients of the LoRA matrices and scales and of the halting bias, and of parts.
 
-The gradients of the LoRA matrices are two products over the rows: block_out once more, and the gradient that reaches
-the low-rank delta, N x D each.
+The gradients of the LoRA matrices are two products over the rows, which read block_out and the gradient of the
+low-rank delta, N x D each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from openmythos.triton_kernels.launch import launch, target_of
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopParams
 
-# Columns of one program that adds up parts, and elements of a tile of per-row values.
+# Columns per program that adds up parts, and elements of a tile of per-row values.
 COLUMNS, TILE = 128, 8192
 
 
@@ -95,7 +95,7 @@ def _loop_step_rows_kernel(
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    # one program for each row of the scale table; the first sums the gradient of the halting bias too
+    # one program per row of the scale table; the first one also sums the gradient of the halting bias
     loop = tl.program_id(0)
     o_rank = tl.arange(0, RANK)
     m_rank = o_rank < rank
@@ -146,7 +146,7 @@ def _loop_step_sums_kernel(
 def parameter_sums(parts: torch.Tensor, outputs: list[torch.Tensor | None]) -> None:
     """outputs[k] = the sum over p of parts[p, k]. parts (P, K, W) float32, K outputs of W elements, 2 or 4."""
     n_parts, n_vectors, width = parts.shape
-    # an output that is None takes no program, and comes last
+    # an output that is None must be last, and gets no program
     wanted = sum(output is not None for output in outputs)
     padded = [*outputs, *[None] * (4 - len(outputs))]
     launch(
@@ -170,7 +170,7 @@ def lora_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of lora_down and lora_b, (r, D) float32.
 
-    grad (N, D) float32 is the gradient of the delta; low and scaled_grad (N, r) are block_out lora_down^T, and the
+    grad (N, D) float32 is the gradient of the delta; low (N, r) is block_out lora_down^T, and scaled_grad (N, r) the
     gradient of low * scale.
     """
     down, scale = params.lora_down, params.lora_scale

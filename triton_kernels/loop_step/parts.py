@@ -1,6 +1,6 @@
 """What the forward and the backward pass of loop_step share: a tile of rows, the loop embedding, and host choices.
 
-A program holds whole rows in registers: [ROWS, BLOCK], columns past the width are 0.
+A program holds whole rows in registers, [ROWS, BLOCK]; columns past the width are 0.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import triton.language as tl
 if TYPE_CHECKING:
     from openmythos.ops.loop_step import LoopStep, LoopStepBackward, LoopStepInPlace
 
-# The LoRA matrices are read once for each tile of rows. Up to INSIDE elements a matrix they stay in the nearest cache
-# (two of 96 KB), so that reading them again costs nothing beside the rows; with few rows anything up to INSIDE_FEW
-# (two of 512 KB, 10 us for one processor) beats two more launches. Above, two products outside the kernel are faster.
+# The LoRA matrices are read once per tile of rows. Up to INSIDE elements per matrix they stay in the L1 cache (two of
+# 96 KB), so that rereading them is free beside the rows; with few rows, up to INSIDE_FEW elements (two of 512 KB, 10
+# us for one processor) beat two more launches. Above that, two products outside the kernel are faster.
 INSIDE, INSIDE_FEW, FEW = 3 * 2**13, 2**17, 64
 THETA = 10000.0
-# Loop indices in one table of embeddings.
+# Number of loop indices in one table of embeddings.
 DEPTHS = 64
 
 
@@ -34,7 +34,7 @@ class Gradients(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The gradients of rows, which kernels write: `new` is that of h', and `block` is None unless they know it.
+    """The gradients of rows, which kernels write: `new` is that of h'; `block` is None if other code computes it.
 
     Without LoRA `new` is block_out's gradient, in its dtype. With LoRA the parameters' sums need the gradient of the
     delta in float32; subtracting it from block_out's gradient would lose digits.
@@ -58,7 +58,7 @@ def _frequencies(loop_dim: int, device: torch.device) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=64)
 def frequencies(loop_dim: int, device: torch.device) -> torch.Tensor:
-    """Frequencies of the loop embedding, (loop_dim / 2) float32: a constant of the model, made by its first step."""
+    """Frequencies of the loop embedding, (loop_dim / 2) float32: a constant of the model, computed once."""
     return _frequencies(loop_dim, device)
 
 
@@ -74,7 +74,7 @@ def _embeddings(loop_dim: int, device: torch.device, block: int) -> torch.Tensor
 
 
 def embedding(loop_dim: int, device: torch.device, t: int) -> torch.Tensor:
-    """[sin | cos] of loop index t, at least (loop_dim) float32: a row of a table that the first such step makes."""
+    """[sin | cos] of loop index t, at least (loop_dim) float32: a row of a table that the first step computes."""
     return _embeddings(loop_dim, device, t // DEPTHS)[t % DEPTHS]
 
 
@@ -93,9 +93,9 @@ def scale_rows(lora_scale: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _sine(b_x, b_quarters):
-    """sin(x + quarters pi / 2) to 1e-7 for |x| below 10^4, without the slow path of a library for huge arguments."""
+    """sin(x + quarters pi / 2) to 1e-7 for |x| below 10^4, without a library's slow path for huge arguments."""
     b_n = tl.floor(b_x * 0.6366197723675814 + 0.5)
-    # pi / 2 in three parts, of which the first two times b_n are exact
+    # pi / 2 in three parts; b_n times each of the first two is exact
     b_r = ((b_x - b_n * 1.5703125) - b_n * 4.837512969970703125e-4) - b_n * 7.54978995489188216e-8
     b_z = b_r * b_r
     b_sin = b_r + b_r * b_z * (-1.6666654611e-1 + b_z * (8.3321608736e-3 - b_z * 1.9515295891e-4))
@@ -110,8 +110,8 @@ def _sine(b_x, b_quarters):
 def loop_embedding(b_t, p_embedding, o_d, loop_dim, PER_ROW: tl.constexpr):
     """[sin | cos] of t * frequency in the first loop_dim channels, 0 in the others.
 
-    b_t is a number, or [ROWS, 1], for [BLOCK] or [ROWS, BLOCK]. p_embedding holds frequencies where rows have their
-    own t, else the values themselves, [BLOCK] for all.
+    b_t is a scalar, for a result [BLOCK], or [ROWS, 1], for [ROWS, BLOCK]. p_embedding holds frequencies if rows have
+    their own t, else the values, [BLOCK] for all rows.
     """
     m_d = o_d < loop_dim
     if PER_ROW:
@@ -126,7 +126,7 @@ def loop_embedding(b_t, p_embedding, o_d, loop_dim, PER_ROW: tl.constexpr):
 
 @triton.jit
 def load_rows(p_x, o_row, stride, o_d, mask):
-    """Rows of a tensor that is read once, [ROWS, BLOCK]: past the nearest cache, which keeps the parameters."""
+    """Rows of a tensor that is read once, [ROWS, BLOCK]: bypasses L1, which is left to the parameters."""
     return tl.load(p_x + o_row * stride + o_d[None, :], mask=mask, other=0.0, cache_modifier=".cg")
 
 
@@ -162,7 +162,7 @@ def load_depths(p_t, o_row, m_row, t, PER_ROW: tl.constexpr):
 
 @triton.jit
 def halting(b_logit, b_cum, threshold):
-    """p, the weight of this step, and what p adds up to, all [ROWS, 1] (Graves, arXiv 1603.08983)."""
+    """p, the weight of this step, and the new cumulative p, all [ROWS, 1] (Graves, arXiv 1603.08983)."""
     b_p = tl.sigmoid(b_logit)
     b_running = b_cum < threshold
     b_total = b_cum + b_p

@@ -1,7 +1,7 @@
 """Multi-head latent attention: two algorithms and the backward of the decompressed one.
 
-absorbed.py folds the queries into the latent space; absorbed_wide.py is its middle part for latents wider than an
-accumulator. decompressed.py attends with keys and values that decompress.py rebuilds. tiles.py holds what all share.
+absorbed.py folds the queries into the latent space; absorbed_wide.py replaces its attention for latents that do not
+fit an accumulator. decompressed.py attends to keys and values that decompress.py rebuilds. tiles.py has shared parts.
 """
 
 from __future__ import annotations

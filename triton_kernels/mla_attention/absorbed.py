@@ -1,8 +1,8 @@
 """Absorbed multi-head latent attention for few new tokens: queries are folded through w_uk, and keys and values are
 the latent itself, which is read once for all heads.
 
-Three launches: fold the queries; attend to one split of the keys for a block of (token, head) rows; combine the splits
-and project through w_uv.
+Three launches: fold the queries; attend a block of rows (token, head) to one split of the keys; combine the splits and
+project through w_uv.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def _mla_absorbed_kernel(
 ):  # fmt: skip
     """A block of rows (token, head) over one split of the keys: its part of the output, and its logsumexp.
 
-    CHUNK 0 keeps the queries and takes the values from the key tile that is already there. Otherwise the scores are
-    summed over chunks of the latent, the queries' chunk read again for each tile: for machines whose registers cannot
-    hold the queries as an operand.
+    With CHUNK 0 the queries stay in registers and the key tile also serves as values. Otherwise the scores are summed
+    over chunks of the latent and the queries are reread for each tile, for machines whose registers cannot hold the
+    queries as an operand.
     """
     i_batch = tl.program_id(2).to(tl.int64)
     i_split, splits = tl.program_id(1), tl.num_programs(1)
@@ -154,8 +154,8 @@ def _mla_combine_kernel(
 ):  # fmt: skip
     """The splits of BLOCK_R tokens of one head, weighted by their logsumexp, through columns BLOCK_V of w_uv.
 
-    A program of one token reads BLOCK_S splits at once and multiplies without matrix instructions; a program of
-    several tokens uses them, and reads split by split.
+    A program for one token reads BLOCK_S splits at once and multiplies without matrix instructions; a program for
+    several tokens uses matrix instructions and reads split by split.
     """
     i_head = tl.program_id(1).to(tl.int64)
     blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V

@@ -1,9 +1,9 @@
 """Absorbed attention over latents too wide to accumulate in registers (1024 in the largest models).
 
 A float32 accumulator of 64 rows and 1024 columns fills the registers of an SM, and splitting its columns over programs
-would compute the scores once for each. One launch writes the softmax numerators, each tile of keys relative to its own
-maximum; a second multiplies them by the latent. Both are plain matrix products. The latent is read twice; at these
-head counts (96 and 128) the products hide it.
+would compute the scores once per program. One launch writes the softmax numerators, relative to the maximum of their
+tile of keys; a second multiplies them by the latent. Both are plain matrix products. The latent is read twice, which
+the products hide at these head counts (96 and 128).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from openmythos.triton_kernels.mla_attention.tiles import (
 if TYPE_CHECKING:
     from openmythos.ops.mla_attention import MlaAttention
 
-# bytes of numerators in memory at a time; more keys than fit are attended to in segments
+# bytes of numerators in memory at a time; more keys than fit are processed in segments
 WORKSPACE = 1 << 28
 
 

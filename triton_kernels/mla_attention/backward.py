@@ -1,7 +1,7 @@
 """Backward of the decompressed multi-head latent attention, without atomics: two runs are bitwise equal.
 
-One kernel goes over blocks of queries (dq, and the rows' sum of grad * out), one over blocks of keys (dK, dV). Both
-rebuild the probabilities from the saved logsumexp. The rope key's gradient is written once a head and summed; the
+One kernel runs over blocks of queries (dq, and each row's sum of grad * out), one over blocks of keys (dK, dV). Both
+recompute the probabilities from the saved logsumexp. The rope key's gradient is written per head and then summed; the
 gradients of the latent and of both projections are matrix products with dK and dV.
 """
 
@@ -27,7 +27,7 @@ def _two_pieces(
     b_s, p_a, m_a, b_a0, b_a1, p_b, m_b, b_b0, b_b1, width,
     WIDTH: tl.constexpr, SECOND: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """b_s [M, N] plus the products of rows a with rows b, from the pieces at hand or read again in chunks."""
+    """b_s [M, N] plus the products of rows a with rows b, from the pieces in registers or reread in chunks."""
     if CHUNK:
         b_s = dot_rows(b_s, p_a, m_a, p_b, m_b, width, WIDTH, CHUNK)
     else:
@@ -129,7 +129,7 @@ def _mla_backward_keys_kernel(
     N0: tl.constexpr, N1: tl.constexpr, R: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
     CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of BLOCK_N keys of one head, and its share of the rope key's gradient; scores are transposed."""
+    """dK and dV of BLOCK_N keys of one head, and its part of the rope key's gradient; scores are transposed."""
     i_first = tl.program_id(0) * BLOCK_N
     i_head, i_batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_n, o_m = i_first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)

@@ -1,7 +1,7 @@
 """Keys and values of every head, rebuilt from the latent by one matrix product.
 
-Rebuilding them tile by tile inside the attention would repeat 2 dc (dn + dv) FLOPs a key and head for every block of
-queries; once costs that much in all, and 2 H (dn + dv) values written and read again.
+Rebuilding them tile by tile inside the attention would cost 2 dc (dn + dv) FLOPs per key and head for every block of
+queries. Done once, it costs that much in total, plus writing and reading H (dn + dv) values per key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 from openmythos.triton_kernels.launch import launch
 from openmythos.triton_kernels.mla_attention.tiles import key_rows, load_tile, pieces, sequence_strides, store_tile
 
-# rows a program of the page copy moves
+# rows per program of the page copy
 COPIED_ROWS = 16
 
 
@@ -44,7 +44,7 @@ def gather_pages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pools (pages, page, d) and block_table (B, m) -> (B, m page, dc) and (B, m page, dr), views of one buffer.
 
-    Rows past a sequence's length stay unwritten, and their page numbers unread.
+    Rows past a sequence's length are not written, and their page numbers not read.
     """
     page, dc, dr = latent.shape[1], latent.shape[2], k_rope.shape[2]
     batch, total = block_table.shape[0], block_table.shape[1] * page
@@ -59,7 +59,7 @@ def gather_pages(
 
 
 def joint_weight(w_uk: torch.Tensor, w_uv: torch.Tensor) -> torch.Tensor:
-    """w_uk (H, dn, dc) and w_uv (H, dv, dc) as one matrix (H (dn + dv), dc): a view where they are halves of one."""
+    """w_uk (H, dn, dc) and w_uv (H, dv, dc) as one matrix (H (dn + dv), dc): a view if they are halves of one."""
     heads, dn, dc = w_uk.shape
     whole = dn + w_uv.shape[1]
     strides = (whole * dc, dc, 1)
@@ -81,7 +81,7 @@ def _as_rows(x: torch.Tensor) -> torch.Tensor | None:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (B, S, d), any strides but the last, times weight (O, d) -> (B, S, O), without copying x."""
+    """x (B, S, d), last stride 1, times weight (O, d) -> (B, S, O), without copying x."""
     rows = _as_rows(x)
     if rows is not None:
         return torch.mm(rows, weight.T).view(*x.shape[:2], weight.shape[0])

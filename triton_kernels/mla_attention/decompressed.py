@@ -1,7 +1,7 @@
 """Decompressed multi-head latent attention: heads with keys of dn + dr and values of dv channels.
 
-The rope part of a key is one row for all heads and is read as such; keys and values come from decompress.py. Very long
-contexts are decompressed and attended to segment by segment, the running softmax carried through memory.
+The rope part of a key is one row that all heads read; keys and values come from decompress.py. Very long contexts are
+decompressed and attended to segment by segment, with the running softmax kept in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from openmythos.triton_kernels.mla_attention.tiles import (
 if TYPE_CHECKING:
     from openmythos.ops.mla_attention import MlaAttention
 
-# bytes of keys and values in memory at a time: from 2 GiB on their offsets take twice the registers on AMD
+# bytes of keys and values in memory at a time: from 2 GiB, their offsets take twice the registers on AMD
 WORKSPACE = (1 << 31) - 1
 
 
@@ -75,7 +75,7 @@ def _mla_decompressed_kernel(
 
     The first segment of keys OPENS the softmax, the last CLOSES it; in between the normalised output is float32.
     """
-    # the last queries see most keys: they go first
+    # the last queries see the most keys, so they start first
     i_first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     i_head, i_batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_m, o_n = i_first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)

@@ -1,4 +1,4 @@
-"""What the attention kernels share: widths cut into powers of two, rows of a plain or a paged cache, the softmax."""
+"""Shared parts of the attention kernels: widths as powers of two, rows of a plain or paged cache, the softmax."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 
 LOG2E = 1.4426950408889634
-# the smallest tile side that every matrix instruction takes
+# the smallest tile side that every matrix instruction supports
 LEAST = 16
-# more splits than this cost more in the combination than they save in the attention
+# more splits cost more in the combination than they save in the attention
 MAX_SPLITS = 64
 
 
@@ -52,8 +52,8 @@ def store_tile(p_row, b_tile, m_row, FIRST: tl.constexpr, PIECE: tl.constexpr, W
 def dot_rows(b_s, p_a, m_a, p_b, m_b, width, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """b_s [M, N] plus the products of rows p_a [M] with rows p_b [N], both read chunk by chunk.
 
-    For operands that do not fit the registers. `width` is WIDTH as a run-time value, which keeps the loop rolled:
-    unrolled by the compiler, all chunks would be loaded at once.
+    For operands that do not fit the registers. `width` is WIDTH as a run-time value, which keeps the compiler from
+    unrolling the loop and loading all chunks at once.
     """
     for c in tl.range(0, width, CHUNK):
         o_c = c + tl.arange(0, CHUNK)
@@ -70,7 +70,7 @@ def dot_rows(b_s, p_a, m_a, p_b, m_b, width, WIDTH: tl.constexpr, CHUNK: tl.cons
 def key_rows(p_cache, p_pages, start, o_n, m_n, page_stride, row_stride, PAGE: tl.constexpr):
     """Pointers to the rows of keys start + o_n: of a sequence that begins at p_cache, or through its list of pages.
 
-    The offset to the tile is 64 bits wide, inside a tile 32 are enough.
+    The offset of the tile has 64 bits; offsets inside a tile need only 32.
     """
     if PAGE:
         o_key = start + o_n
@@ -83,7 +83,7 @@ def key_rows(p_cache, p_pages, start, o_n, m_n, page_stride, row_stride, PAGE: t
 
 @triton.jit
 def softmax_step(b_s, m_prev, l_prev):
-    """One step of the running softmax in base 2: weights [M, N], factor for what was summed so far, new max and sum.
+    """One step of the running softmax in base 2: weights [M, N], factor for earlier sums, new max and sum.
 
     A row whose maximum is still -inf gets weights 0, not NaN.
     """
@@ -100,8 +100,8 @@ def sequence_strides(x: torch.Tensor) -> tuple[int, int]:
 
 
 def split_count(blocks: int, keys: int, processors: int, least_keys: int) -> int:
-    """Splits of the keys: enough programs to fill the processors, `least_keys` or more in a full split.
+    """The number of splits of the keys: enough programs to fill the processors, with `least_keys` or more per split.
 
-    Only shapes decide, so that a sequence's result does not depend on what else is in the batch.
+    Depends on shapes only, so that a sequence's result does not depend on the lengths of others in the batch.
     """
     return max(1, min(processors // max(blocks, 1), triton.cdiv(keys, least_keys), MAX_SPLITS))

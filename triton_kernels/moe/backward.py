@@ -4,9 +4,9 @@ With G = gate x, U = up x, A = silu(G) * U and out = sum_j w down A, a slot's gr
 dw = <dA', A>, dA = w dA', and dH = (dG, dU) by the SwiGLU's derivative. Then d_down = sum d_out (w A)^T,
 d_gate_up = sum dH x^T and d_x = gate_up^T dH.
 
-One product each for dA', d_down, d_gate_up (two widths) and d_x: 12 N D I k FLOPs; gate and up either were kept by the
-forward, 4 N k I bytes, or are recomputed, 4 N D I k more. Every output has one writer: dw is summed from one partial a
-column tile, d_x gathered from packed rows, and an expert without rows gets zeros from its own programs.
+One product each for dA', d_down, d_gate_up (two widths) and d_x: 12 N D I k FLOPs. Gate and up were either kept by the
+forward, 4 N k I bytes, or are recomputed, 4 N D I k FLOPs more. Every output has one writer: dw adds one partial sum
+per column tile, d_x is gathered from packed rows, and an expert without rows gets zeros from its own programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @triton.jit
 def _through_swiglu(b_grad, b_weight, p_hidden, p_grad_hidden, p_scaled, o_hidden, o_out, o_n, m_out, width):
-    """Stores w A and dH of units o_n; returns these units' part of <dA', A>. A unit past the end counts as zero."""
+    """Stores w A and dH of units o_n; returns their part of <dA', A>. A unit past the end counts as zero."""
     b_gate = tl.load(p_hidden + o_hidden + o_n[None, :], mask=m_out, other=0.0).to(tl.float32)
     b_up = tl.load(p_hidden + o_hidden + width + o_n[None, :], mask=m_out, other=0.0).to(tl.float32)
     b_sigmoid = tl.sigmoid(b_gate)
@@ -212,7 +212,7 @@ def _weight_grad(
 
 
 def moe_experts_backward(call: MoeExpertsBackward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weights, gate_up and down; gate x and up x are `hidden`, or recomputed where it is None."""
+    """Gradients of x, weights, gate_up and down; gate x and up x are `hidden`, or recomputed if it is None."""
     grad, x, ids, weights, hidden = call.grad, call.x, call.ids, call.weights, call.hidden
     gate_up_weights, down = call.experts.gate_up, call.experts.down
     rows, columns = x.shape

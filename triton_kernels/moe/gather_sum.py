@@ -1,7 +1,7 @@
-"""out[n] = the sum of its k packed rows, weighted; every row is gathered by its one reader, in slot order.
+"""out[n] = the weighted sum of its k packed rows. Each row has one reader, which gathers in slot order.
 
-Counting: k + 1 rows of D read with shared experts (k without), one written, 16 bits each: 8192 rows of 4 + 1 in
-mythos_1b are 201 MB, 47 us at 4.3 TB/s. The loads of all k rows are in flight together.
+Counting: k + 1 rows of D are read with shared experts (k without) and one written, 16 bits per element: 8192 rows of
+4 + 1 in mythos_1b are 201 MB, 47 us at 4.3 TB/s. The loads of all k rows are in flight together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
 from openmythos.triton_kernels.moe.sort import Sorted
 
-# partial sums of a weight's gradient that are loaded at once
+# partial sums of a weight's gradient that are loaded together
 _PARTIALS = tl.constexpr(32)
 
 
@@ -72,7 +72,7 @@ def gather_sum(
     partial: torch.Tensor | None = None,
     grad_weights: torch.Tensor | None = None,
 ) -> None:
-    """out[n] = shared[n] + the sum of its slots' rows of y, weighted; grad_weights[n, j] the sum of its partials."""
+    """out[n] = shared[n] + the weighted sum of its slots' rows of y; grad_weights[n, j] = its partials added up."""
     rows, columns = out.shape
     chosen = config("moe_gather_sum", target_of(out), columns=columns)
     partials = 0 if partial is None else partial.shape[0]

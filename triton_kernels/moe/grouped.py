@@ -1,8 +1,8 @@
-"""moe_experts and moe for many rows: two grouped GEMMs over tiles of one expert's rows, then a gather-and-sum.
+"""moe_experts for many rows: two grouped GEMMs over tiles of one expert's rows, then a gather and sum.
 
 gate/up gathers rows of x in its loads and applies SwiGLU to its two accumulators; down writes each slot's output
 packed; the sum reads a row's k outputs in slot order, so nothing is scattered and nothing depends on timing. A shared
-expert is a group of all rows: its tiles run in the same launches.
+expert is a group of all rows whose tiles run in the same launches.
 
 Counting, 16-bit: gate/up reads 2 k N D (gathered, mostly from cache) and writes 2 k N I bytes, down reads 2 k N I and
 writes 2 k N D, the sum reads that again; weights are read once for GROUP row tiles. FLOPs 6 N D I k (1 + S).
@@ -109,7 +109,7 @@ def _moe_gate_up_kernel(
     if i_tile < 0:
         return
     o_n = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
-    # the two kinds are two bodies, since a pointer that is one of two tensors is not for every compiler
+    # one body for each kind, since not every compiler supports a pointer that is one of two tensors
     if is_dense:
         if SHARED:
             i_expert, i_unit, units, i_hidden = shared_chunk(i_tile // row_tiles, widths, width)
@@ -199,7 +199,7 @@ def _moe_down_kernel(
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
 ):
-    """Packed rows times their expert's matrix, PARTS of it along the depth; of the shared experts the sum."""
+    """Packed rows times their expert's matrix, PARTS of it along the depth; for shared experts, the sum over them."""
     is_dense, i_tile, i_column = scheduled(
         tl.cdiv(dense_rows, BLOCK_M), tiles, tl.cdiv(columns, BLOCK_N), GROUP, False
     )
@@ -237,9 +237,9 @@ def _moe_down_kernel(
 
 
 def tile_config(x: torch.Tensor, slots: int, weights: torch.Tensor) -> tuple[Target, dict[str, int], int]:
-    """(target, what configs are chosen by, rows of a tile) for this many slots of the experts whose weights these are.
+    """(target, the sizes that choose a config, rows per tile) for `slots` slots of the experts with these weights.
 
-    Rows that are not whole vectors of 16 are odd: their loads are narrow, and take an address each.
+    Rows are odd if they are not whole vectors of 16 elements: loads are then narrow and need one address each.
     """
     target = target_of(x)
     bits = 8 * x.element_size()
@@ -250,7 +250,7 @@ def tile_config(x: torch.Tensor, slots: int, weights: torch.Tensor) -> tuple[Tar
 
 
 def programs(tiles: int, dense: int, columns: int, group: int) -> int:
-    """Programs of a GEMM over this many tiles of routed and of shared experts, each in whole groups."""
+    """The number of programs of a GEMM over these tiles of routed and of shared experts, both in whole groups."""
     return (triton.cdiv(tiles, group) + triton.cdiv(dense, group)) * group * columns
 
 
@@ -264,9 +264,9 @@ def gate_up(
     shared: Shared = (),
     act_shared: torch.Tensor | None = None,
 ) -> None:
-    """SwiGLU of every slot's row into act (N k, I), packed; gate and up themselves into hidden (N, k, 2, I).
+    """SwiGLU of every slot's row into act (N k, I), packed; gate x and up x into hidden (N, k, 2, I).
 
-    The shared experts' into act_shared (N, their widths side by side).
+    The SwiGLU of the shared experts goes into act_shared (N, their widths side by side).
     """
     rows, depth = x.shape
     width = weights.shape[2]

@@ -1,7 +1,7 @@
-"""moe_route: the k largest of logits + bias, weighed by the softmax of their raw logits; rows counted per expert.
+"""moe_route: the k largest of logits + bias, weighted by the softmax of their raw logits; rows counted per expert.
 
-Counting: N*E logits are read once and k selections cost k reductions over E numbers that are already in registers,
-0.3 us of arithmetic for 8192 rows of 64 experts on an H200; what remains is the launch.
+Counting: N E logits are read once, and k selections cost k reductions over E values in registers, 0.3 us of arithmetic
+for 8192 rows of 64 experts on an H200; the rest is launch overhead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from openmythos.triton_kernels.launch import launch, target_of
 if TYPE_CHECKING:
     from openmythos.ops.moe import MoeRoute, MoeRouteBackward
 
-# below the image of every float, so that an expert that is already chosen, or none, never wins
+# below the key of every float, so that an expert already chosen, or a column without an expert, never wins
 _TAKEN = tl.constexpr(-(2**31))
 
 
 @triton.jit
 def _ordered(b_score):
-    """Integers in the order of these floats; NaN counts as -inf and -0 as 0."""
+    """Integer keys with the ordering of the floats; NaN counts as -inf and -0 as 0."""
     b_score = tl.where(b_score == b_score, b_score, float("-inf"))
     b_bits = tl.where(b_score == 0, 0.0, b_score).to(tl.int32, bitcast=True)
     return b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)

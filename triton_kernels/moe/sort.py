@@ -1,11 +1,11 @@
 """Groups (row, choice) slots by expert, by counting: stable, on the device, without atomics and without padding.
 
-Slot s = n * k + j is row n's j-th choice. Sorted, the slots of an expert are consecutive positions in slot order.
-GEMMs work on tiles of BLOCK_M positions of one expert: at most (N k + min(E, N k) (BLOCK_M - 1)) // BLOCK_M of them, a
-bound from shapes alone, so grids never depend on data. Slots whose id is no expert have no position.
+Slot s = n * k + j is row n's j-th choice. After sorting, an expert's slots are consecutive positions in slot order.
+GEMMs work on tiles of BLOCK_M positions of one expert. There are at most (N k + min(E, N k) (BLOCK_M - 1)) // BLOCK_M
+tiles, a bound from shapes alone, so grids never depend on data. Slots with an id out of range have no position.
 
-Counting: 12 bytes a slot move, and every program reads the counts of all blocks (blocks * E * 4 bytes, from cache):
-8192 rows of 4 in 64 experts are 0.4 MB and 4 MB, against 100 MB that one GEMM moves.
+Counting: 12 bytes per slot move, and every program reads the counts of all blocks (blocks * E * 4 bytes, from cache):
+8192 rows of 4 in 64 experts are 0.4 MB and 4 MB, against 100 MB for one GEMM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from openmythos.triton_kernels.configs import config
 from openmythos.triton_kernels.launch import launch, target_of
 
-SLOTS_BLOCK = 256  # ranks come from comparing all pairs: 65,536 comparisons a program, 32 to a thread at once
+SLOTS_BLOCK = 256  # ranks compare all pairs: 65,536 comparisons per program, 32 per thread at a time
 TILES_BLOCK = 16
 _COUNTS_CHUNK = tl.constexpr(8)
 _RANK_CHUNK = tl.constexpr(32)
@@ -41,7 +41,7 @@ class Sorted(NamedTuple):
 
 @triton.jit
 def _slot_ids(p_ids, o_s, slots, k, ids_stride, experts):
-    """The expert of each slot, -1 where there is none."""
+    """The expert of each slot, -1 past the last slot and for ids out of range."""
     b_id = tl.load(p_ids + (o_s // k).to(tl.int64) * ids_stride + o_s % k, mask=o_s < slots, other=-1)
     return tl.where((b_id >= 0) & (b_id < experts), b_id, -1).to(tl.int32)
 

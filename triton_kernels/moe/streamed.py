@@ -1,15 +1,15 @@
 """moe_experts for a few rows: two launches that read each needed weight once, at memory bandwidth.
 
 The programs of an expert's first slot serve all rows that chose the expert and record where they wrote the results.
-Routing weights are folded into the activations, so the second product sums over experts: its depth is the hidden units
-of all experts side by side. A shared expert is cut into chunks of a routed expert's width, which every row chose with
-weight 1. One row is multiplied with FMAs, weights going from memory to registers; more rows are padded to 16 and use
-matrix instructions. Nothing is sorted, no program waits for another, and every sum has a fixed order.
+Routing weights are folded into the activations, so the second product also sums over experts: its depth is the hidden
+units of all experts side by side. A shared expert is cut into chunks of a routed expert's width, which every row chose
+with weight 1. A single row is multiplied by FMAs, with weights going from memory to registers; more rows are padded to
+16 and use matrix instructions. Nothing is sorted, no program waits for another, and every sum has a fixed order.
 
-Counting: 3 D I weights for each distinct expert and S k shared chunks, 201 + 101 MB for one row of mythos_1b, 70 us at
-4.3 TB/s; activations are 0.1 MB. A launch in flight holds BLOCK_I * BLOCK_D * 2 weights a program, 4 programs a
-processor: 128 KB, where 4.3 TB/s times 1 us of latency need 33 KB. Above 16 rows an expert's rows no longer fit one
-tile, and the grouped kernels read weights as often.
+Counting: 3 D I weights for each distinct expert and for each of S k shared chunks, 201 + 101 MB for one row of
+mythos_1b, 70 us at 4.3 TB/s; activations are 0.1 MB. A program has BLOCK_I * BLOCK_D * 2 weights in flight; with 4
+programs per processor that is 128 KB, where 4.3 TB/s times 1 us of latency need 33 KB. Above 16 rows an expert's rows
+no longer fit one tile, and the grouped kernels read weights as often.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _gate_up_rows(
 
 @triton.jit
 def _leaders(p_ids, i_slot, slots, k, ids_stride, experts, SLOTS: tl.constexpr):
-    """(how many experts lead before this slot, how many in all)."""
+    """(number of leading slots before this slot, number in total); an expert's first slot leads."""
     o_s = tl.arange(0, SLOTS)
     b_id = tl.load(p_ids + o_s // k * ids_stride + o_s % k, mask=o_s < slots, other=-1)
     b_earlier = tl.zeros([SLOTS], tl.int32)
@@ -129,7 +129,7 @@ def _moe_streamed_up_kernel(
     EVEN_D: tl.constexpr,
     EVEN_I: tl.constexpr,
 ):
-    """p_units: the number of distinct experts; each one's id; where in p_act each row's activations for it lie."""
+    """Writes p_units: the number of distinct experts, their ids, and where each row's activations are in p_act."""
     i_block = tl.program_id(0)
     i_slot = tl.program_id(1)
     o_n = tl.arange(0, ROWS)
@@ -214,7 +214,7 @@ def _down_rows(b_acc, p_a, m_n, p_w, depth, ROWS: tl.constexpr, BLOCK_I: tl.cons
 
 @triton.jit
 def _unroutable(p_ids, o_n, rows, ids_stride, experts, K: tl.constexpr, K_BLOCK: tl.constexpr):
-    """Rows with an id that is no expert."""
+    """Which rows have an id out of range."""
     o_k = tl.arange(0, K_BLOCK)
     m_k = (o_n < rows)[:, None] & (o_k < K)[None, :]
     b_id = tl.load(p_ids + o_n[:, None] * ids_stride + o_k[None, :], mask=m_k, other=0)
@@ -252,7 +252,7 @@ def _moe_streamed_down_kernel(
     EVEN_I: tl.constexpr,
     EVEN_O: tl.constexpr,
 ):
-    """Experts and shared chunks are dealt to SPLIT programs, which write their sums, or the result if it is one."""
+    """SPLIT programs divide experts and shared chunks and write partial sums; a single program writes the result."""
     i_split = tl.program_id(1)
     o_n = tl.arange(0, ROWS)
     o_d = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -319,7 +319,7 @@ def streamed_experts(call: MoeExperts) -> torch.Tensor:
     units = torch.empty(1 + slots * (1 + tile_rows), dtype=torch.int32, device=x.device)
     act = x.new_empty((slots, width))
     act_shared = x.new_empty((rows, sum(widths))) if shared else None
-    # as wide as a matrix instruction, whose layout the compiler may choose for the choices of 16 rows too
+    # as wide as a matrix instruction: the compiler may use its layout for the ids of 16 rows as well
     routing = {"K": k, "K_BLOCK": max(triton.next_power_of_2(k), tile_rows)}
     common = {**routing, "SHARED": len(shared), "ROWS": tile_rows}
 

@@ -1,4 +1,4 @@
-"""What the kernels of the experts share: the order of programs, where shared experts lie, the loop over the depth."""
+"""Shared parts of the experts' kernels: the order of programs, chunks of shared experts, the loop over the depth."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import triton.language as tl
 
 @triton.jit
 def scheduled(dense, routed, columns, GROUP: tl.constexpr, MIXED: tl.constexpr):
-    """(whether this program's tile is of a shared expert, tile, column); tile -1 for a program too many.
+    """(whether this program's tile is of a shared expert, tile, column); tile is -1 for a surplus program.
 
     GROUP tiles go through all columns together, so that GROUP row tiles and the weights of a column stay in the cache.
-    Groups of both kinds are mixed in proportion where MIXED: routed tiles wait for weights while shared ones multiply.
-    Otherwise the shared ones come first, since theirs are the long ones.
+    With MIXED, groups of both kinds are interleaved in proportion: routed tiles wait for weights while shared ones
+    multiply. Otherwise the shared ones come first, since they take longer.
     """
     i_program = tl.program_id(0)
     i_group = i_program // (GROUP * columns)
@@ -34,7 +34,7 @@ def scheduled(dense, routed, columns, GROUP: tl.constexpr, MIXED: tl.constexpr):
 
 @triton.jit
 def picked(values, index):
-    """values[index] of a tuple, index known at run time; pointers have to be of tensors of one kind."""
+    """values[index] of a tuple for a run-time index; pointers must have one element type and address width."""
     value = values[0]
     for s in tl.static_range(1, len(values)):
         value = tl.where(index == s, values[s], value)
@@ -43,9 +43,9 @@ def picked(values, index):
 
 @triton.jit
 def shared_chunk(i_chunk, widths, chunk):
-    """Shared experts side by side, cut into chunks of that many hidden units, so that a chunk is like a routed expert.
+    """Shared experts side by side, cut into chunks of `chunk` hidden units, so that a chunk is like a routed expert.
 
-    (which expert, the chunk's first unit in it, units from there on, the chunk's first column among all).
+    Returns (the expert, the chunk's first unit in it, units from there on, the chunk's first column among all).
     """
     i_expert = 0
     i_first = 0
@@ -70,7 +70,7 @@ def swiglu(b_gate, b_up):
 
 @triton.jit
 def multiplied(b_acc, p_a, p_b, depth, b_step, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
-    """b_acc + A B over `depth`: p_a [M, BLOCK_K] and p_b [BLOCK_K, N] point at its start, rows of B b_step apart."""
+    """b_acc + A B over `depth`: p_a [M, BLOCK_K] and p_b [BLOCK_K, N] point to its start, B rows b_step apart."""
     o_k = tl.arange(0, BLOCK_K)
     for i_k in range(0, depth, BLOCK_K):
         if EVEN_K:

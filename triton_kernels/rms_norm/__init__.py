@@ -1,7 +1,7 @@
 """rms_norm: x * rsqrt(mean(x^2) + eps) * weight, optionally of the sum x + residual, and the gradients.
 
-Rows are held in registers, so every tensor is read and written once: at 16 bits 2 + 2 bytes an element forward, 6 + 4
-with a residual, 4 + 2 backward. A program takes one wide row or several narrow ones.
+Rows are held in registers, so every tensor is read and written once. In 16 bits the forward reads 2 and writes 2 bytes
+per element, 6 and 4 with a residual; the backward 4 and 2. A program takes one wide row or several narrow ones.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from openmythos.triton_kernels.launch import launch, target_of
 if TYPE_CHECKING:
     from openmythos.ops.rms_norm import RmsNorm, RmsNormAdd, RmsNormBackward
 
-# Wider rows leave the backward kernel too few registers beside the weight's gradient.
+# With wider rows the backward kernel lacks registers for the weight's gradient.
 BACKWARD_BLOCK = 8192
-# Programs of the backward kernel on one processor: each sums the weight's gradient over its own rows.
+# Programs of the backward kernel per processor: each sums the weight's gradient over its own rows.
 PROGRAMS = 4
 
 
@@ -74,7 +74,7 @@ def _rms_norm_backward_kernel(
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    # this program's columns: all of them, or a block whose siblings read the same rows at the same time
+    # this program's columns: all of them, or one block; the other blocks' programs read the same rows at the same time
     o_d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_d = o_d < width
     b_sum = tl.zeros([ROWS, BLOCK], tl.float32)

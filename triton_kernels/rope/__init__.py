@@ -1,7 +1,7 @@
-"""rope: rotary embedding on interleaved pairs; rope_append_: the new tokens' cache rows, normed and rotated.
+"""rope: rotary embedding on interleaved pairs; rope_append_: the new tokens' cache rows, normalised and rotated.
 
-A row is loaded whole, as it lies in memory, and taken apart into its pairs in registers: every tensor is read and
-written once, at 16 bits 4 bytes an element, and the table of angles comes from the caches.
+A row is loaded in memory order and split into pairs in registers: every tensor is read and written once, in 16 bits 4
+bytes per element, and the table of angles comes from the caches.
 """
 
 from __future__ import annotations

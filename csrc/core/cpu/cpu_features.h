@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-// What this CPU can run, for the op library and the Python module alike. Needs no flag beyond the baseline.
+// What this CPU can run, for both the op library and the Python module. Compiles with baseline flags only.
 
 namespace openmythos::cpu {
 
@@ -15,7 +15,7 @@ struct Features {
 
 inline Features cpu_features() {
     __builtin_cpu_init();
-    // Each of these also asks whether the operating system saves the registers.
+    // __builtin_cpu_supports also checks that the operating system saves the registers.
     Features f{};
     f.avx2 = __builtin_cpu_supports("avx2") != 0;
     f.fma = __builtin_cpu_supports("fma") != 0;

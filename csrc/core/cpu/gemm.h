@@ -2,27 +2,27 @@
 
 #include "gemm_tiles.h"
 
-// Blocks of C^T = W A^T for tokens split into packed groups and a rest of at most DOT_REST in dot form.
+// Blocks of C^T = W A^T. Tokens are split into packed groups and a remainder of at most DOT_REST in dot form.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
 constexpr int64_t DOT_REST = VL;
 constexpr int64_t PREFETCH_BYTES = 4096;
-// 9 groups of 16 tokens by 1024 steps are 576 KB: the share of a 1 MB L2 that leaves room for weights and C.
+// 9 groups of 16 tokens by 1024 steps are 576 KB, which leaves room for weights and C in a 1 MB L2.
 constexpr int64_t BLOCK_GROUPS = 144 / VL;
 constexpr int64_t BLOCK_STEPS = 1024;
 
 struct Split {
-    int64_t groups, packed, rest;  // packed: tokens that live in groups; rest: tokens in dot form
+    int64_t groups, packed, rest;  // packed: tokens in groups; rest: tokens in dot form
 };
 OPENMYTHOS_INLINE Split split_tokens(int64_t m) {
-    // A full group is barely faster than the dot form alone, and only then if it is not mostly padding.
+    // Even a full group is barely faster than the dot form; one with much padding is slower.
     if (m <= DOT_REST) return {0, 0, m};
     int64_t groups = m / VL, rest = m % VL;
     if (rest > VL * 3 / 4) return {groups + 1, m, 0};
     return {groups, groups * VL, rest};
 }
-// Floats between the rows of C^T of the rest.
+// Floats from one row of the remainder's C^T to the next.
 OPENMYTHOS_INLINE int64_t rest_stride(int64_t rest) { return rest <= 1 ? rest : round_up(rest, DOT_M); }
 
 template <class T>
@@ -93,8 +93,8 @@ OPENMYTHOS_INLINE void pack_two(float* packed, int64_t i, vec even, vec odd) {
     }
 }
 
-// C^T (round_up(n, PANEL), groups * VL), groups <= BLOCK_GROUPS. `row(i)` is weight row i < n; rows asked for beyond
-// the last panel start at `after`, which may be null.
+// C^T (round_up(n, PANEL), groups * VL), groups <= BLOCK_GROUPS. `row(i)` is weight row i < n. `after`, which may be
+// null, is the first row to prefetch after the last panel.
 template <class T, class Row>
 static void gemm_packed(const float* a, int64_t group, int64_t groups, const Row& row, int64_t n, int64_t k, float* c,
                         int64_t ldc, bool add, const T* after = nullptr, int64_t after_stride = 0) {
@@ -155,8 +155,8 @@ OPENMYTHOS_INLINE void dot_tile_upto(int64_t m, const T* const* a, const T* cons
     }
 }
 
-// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens. `after`: the weights that are read next, or
-// null.
+// C^T (n rounded up to DOT_N, rest_stride(m)) for m <= DOT_REST tokens. `after` is what the caller reads next, to
+// prefetch it, or null.
 template <class T, class Row>
 static void gemm_dot(const T* const* a, int64_t m, const Row& row, int64_t n, int64_t k, float* c, int64_t ldc,
                      const T* after = nullptr) {
@@ -172,7 +172,7 @@ static void gemm_dot(const T* const* a, int64_t m, const Row& row, int64_t n, in
         const T *w[N], *next[N];
         for (int r = 0; r < N; r++) {
             w[r] = row(min_of(p + r, n - 1));
-            // Past the end these are addresses only: the next block of weights usually follows.
+            // Past the end these are only prefetched: the next block of weights usually follows.
             next[r] = row(p + N + r);
         }
         for (int64_t t = 0; t < m; t += DOT_M) {

@@ -3,16 +3,18 @@
 #include "vec.h"
 
 // Register tiles of C^T = W A^T, W (O, K) with contiguous K. Two forms, by what the vector lanes hold:
-//   packed: lanes are tokens. Activations are repacked once into groups of VL tokens, weights are broadcast straight
-//   from
-//           their rows, so weights are never repacked and nothing is reduced; best from about half a group of tokens.
-//   dot:    lanes are steps of K, for a handful of tokens; partial sums are reduced at the end.
-// Every tile writes float32 C^T[o][token], so one set of epilogues serves both.
+//
+// packed: lanes are tokens. Activations are packed once into groups of VL tokens; weights are broadcast from their
+// rows, so they are never repacked and nothing is reduced. Best from about half a group of tokens.
+//
+// dot: lanes are steps of K. For a handful of tokens; partial sums are reduced at the end.
+//
+// Every tile writes float32 C^T[o][token], so both share their epilogues.
 
 namespace openmythos::cpu::OPENMYTHOS_ISA {
 
-// Layout of one step of packed activations: a bfloat16 step is a pair of K elements, interleaved in 32-bit lanes where
-// the dot-product instruction exists, otherwise widened to two float rows.
+// Layout of one step of packed activations. A bfloat16 step is a pair of K elements: interleaved in 32-bit lanes if the
+// CPU has a dot-product instruction, else widened to two float rows.
 template <class T>
 struct Packed {
     static constexpr int elements = 1;
@@ -34,7 +36,7 @@ OPENMYTHOS_INLINE int64_t packed_steps(int64_t k) {
 }
 template <class T>
 OPENMYTHOS_INLINE int64_t packed_floats(int64_t k) {
-    // An even number of elements, so that pairs of rows can be written to it.
+    // Room for an even number of elements, which are written in pairs.
     return packed_steps<T>(round_up(k, 2)) * Packed<T>::floats;
 }
 
@@ -110,11 +112,11 @@ OPENMYTHOS_INLINE void packed_step(vec (&acc)[PANEL][G], const float* a, int64_t
     }
 }
 
-// Steps that one accumulator sums before it is added to C: long float32 chains would round too often.
+// Steps that one accumulator sums before it is added to C: longer float32 sums lose accuracy.
 template <class T>
 constexpr int64_t SUM_STEPS = type_of<T> == Type::float32 ? 256 : 1024;
 
-// C^T (PANEL, G * VL) (+)= W (PANEL rows at w[r], K) A^T (G groups, K); also asks for rows `next` of a later panel.
+// C^T (PANEL, G * VL) (+)= W (PANEL rows at w[r], K) A^T (G groups, K). Prefetches the rows `next` of a later panel.
 template <class T, int G>
 static void packed_tile(const float* a, int64_t group, const T* const* w, int64_t k, float* c, int64_t ldc, bool add,
                         const T* const* next, int next_count) {
@@ -166,7 +168,7 @@ static void packed_tile(const float* a, int64_t group, const T* const* w, int64_
     } while (step < steps);
 }
 
-// The dot form: LANES elements of K a step.
+// The dot form takes LANES elements of K per step.
 template <class T>
 constexpr int LANES = VL * (type_of<T> == Type::float32 ? 1 : 2);
 
@@ -183,7 +185,7 @@ constexpr int DOT_N = 2;
 #endif
 
 template <class T>
-struct Chunk;  // LANES elements of K, as its multiply-add wants them
+struct Chunk;  // LANES elements of K, in the operand format of its multiply-add
 template <>
 struct Chunk<float> {
     vec x;
@@ -217,7 +219,7 @@ struct Chunk<bf16> {
     OPENMYTHOS_INLINE Chunk at(const bf16* p, int64_t n) { return of(load_pairs(p, n)); }
 };
 
-// C^T[n][0..4) = W[n] . A[m] over K; tokens past M are zero. NEXT rows of a later panel are prefetched.
+// C^T[n][0..4) = W[n] . A[m] over K; tokens past M are zero. Prefetches NEXT rows of a later panel.
 template <class T, int M, int NEXT>
 static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, int64_t ldc, const T* const* next) {
     constexpr int N = DOT_N<T>;
@@ -249,8 +251,8 @@ static void dot_tile(const T* const* a, const T* const* w, int64_t k, float* c, 
     for (int n = 0; n < N; n++) _mm_storeu_ps(c + n * ldc, sum4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]));
 }
 
-// One token: the sum over one weight row, read in memory order. It prefetches `ahead` elements further on, which past
-// the end of the row is the beginning of `next`.
+// One token: the dot product with one weight row, read in memory order. Prefetches `ahead` elements ahead, past the end
+// of the row from the beginning of `next`.
 template <class T>
 static float dot_row(const T* a, const T* w, int64_t k, int64_t ahead, const T* next) {
     constexpr int U = 4, STEP = U * LANES<T>;

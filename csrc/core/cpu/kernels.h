@@ -7,15 +7,15 @@
 #include "../../rms_norm/args.h"
 #include "../../rope/args.h"
 
-// The contract between the registrations and the kernels of one instruction set. Plain data only: this header is
-// read by translation units with different -m flags, so it may not emit a single function.
+// The interface between the bindings and the kernels of one instruction set. Plain data only: translation units with
+// different -m flags include this header, so it must not emit a function.
 
 namespace openmythos::cpu {
 
 struct Threads {
     int64_t count;
     void (*run)(int64_t workers, void (*body)(void* context, int64_t worker), void* context);
-    // One block per call, 64-byte aligned, owned by the calling thread and valid until its next request.
+    // Returns a 64-byte aligned block that is valid until the calling thread's next request.
     void* (*scratch)(int64_t bytes);
 };
 
@@ -36,9 +36,9 @@ struct Variant {
     const Kernels* kernels;
 };
 
-// Best first, ending with an entry whose name is null; only those that this build has and this CPU can run.
+// The variants that this build has and this CPU can run, best first; the last entry has a null name.
 const Variant* variants();
-// The variant in use. Its choice is made once, from OPENMYTHOS_CPU_ISA or else the best; throws when that is invalid.
+// The variant in use, chosen once: OPENMYTHOS_CPU_ISA, else the best. Throws if the variable is invalid.
 const Variant& current_variant();
 void set_variant(const char* name);
 

@@ -10,7 +10,7 @@ namespace openmythos::cpu {
 
 namespace {
 
-// Larger blocks are returned after use; smaller ones spare the page faults of the next call.
+// Larger blocks are freed after use; smaller ones are kept, which saves the next call its page faults.
 constexpr int64_t KEPT_BYTES = int64_t(256) << 20;
 constexpr int64_t HUGE_PAGE = int64_t(2) << 20;
 

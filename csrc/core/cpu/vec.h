@@ -82,7 +82,7 @@ OPENMYTHOS_INLINE void stream(bf16* p, vec x) { _mm256_stream_si256((__m256i*)p,
 
 OPENMYTHOS_INLINE float sum(vec x) { return _mm512_reduce_add_ps(x); }
 
-// The four sums, in order.
+// {sum(a), sum(b), sum(c), sum(d)}.
 OPENMYTHOS_INLINE __m128 sum4(vec a, vec b, vec c, vec d) {
     vec ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
     vec cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);

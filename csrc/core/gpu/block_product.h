@@ -3,12 +3,12 @@
 #include "cuda/wgmma.h"
 #include "fragments.h"
 
-// Products of a block from shared tiles: sums[i][j] += a[i] . b[j], K innermost in both operands. wgmma where there is
-// one, else fragments of every wave by itself.
+// A block's product of shared tiles: sums[i][j] += a[i] . b[j], K innermost in both operands. By wgmma where available,
+// else each wave multiplies fragments of its own.
 
 namespace openmythos::gpu {
 
-// How WAVES waves divide ROWS x COLUMNS sums: M x N fragments each, ACROSS waves side by side.
+// WAVES waves divide ROWS x COLUMNS sums into M x N fragments each, ACROSS waves per row of waves.
 template <int ROWS, int COLUMNS, int WAVES, int ACROSS>
 struct BlockShape {
 #ifdef OPENMYTHOS_WGMMA

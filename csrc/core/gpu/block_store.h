@@ -2,12 +2,12 @@
 
 #include "fragments.h"
 
-// Writes a block's sums to rows in memory by way of shared memory, which its tiles no longer need, so that each thread
-// stores whole chunks.
+// Writes a block's sums to rows in global memory through shared memory, whose tiles are no longer needed, so that each
+// thread stores whole chunks.
 
 namespace openmythos::gpu {
 
-// Offset of a column in a staged row of COLUMNS elements; writing eight rows has no bank conflicts.
+// Offset of a column in a staged row of COLUMNS elements, such that writing eight rows has no bank conflicts.
 template <int COLUMNS>
 OPENMYTHOS_DEVICE int staged_offset(int row, int column) {
     return row * COLUMNS + (column / CHUNK ^ row % 8) * CHUNK + column % CHUNK;

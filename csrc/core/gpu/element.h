@@ -1,6 +1,6 @@
 #pragma once
 
-// Storage types of elements and of the 16 bytes that one load or store moves.
+// Storage types of elements, and the 16-byte vector of one load or store.
 
 #define OPENMYTHOS_DEVICE __device__ __attribute__((always_inline)) inline
 

@@ -25,8 +25,8 @@ OPENMYTHOS_DEVICE float wave_max(float x) {
     return x;
 }
 
-// Sums COUNT values over the wave at once: each exchange halves the number of values while there is more than one, so
-// this takes COUNT - 1 + log2(WAVE / COUNT) exchanges instead of COUNT log2(WAVE). Lane l gets the sum of
+// Sums COUNT values over the wave at once. Each exchange halves the number of values until one is left, so this takes
+// COUNT - 1 + log2(WAVE / COUNT) exchanges instead of COUNT log2(WAVE). Lane l gets the sum of
 // values[l / (WAVE / COUNT)].
 template <int COUNT, int MASK = WAVE / 2>
 OPENMYTHOS_DEVICE float wave_sums(float (&values)[COUNT]) {
@@ -45,7 +45,7 @@ OPENMYTHOS_DEVICE float wave_sums(float (&values)[COUNT]) {
     }
 }
 
-// Sums each of COUNT values over the block, in every thread. `scratch` holds COUNT floats per wave; the caller puts a
+// Sums each of COUNT values over the block; every thread gets the sums. `scratch` holds COUNT floats per wave; put a
 // barrier before its next use.
 template <int COUNT>
 OPENMYTHOS_DEVICE void block_sums(float (&values)[COUNT], float* scratch) {

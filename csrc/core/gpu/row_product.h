@@ -3,8 +3,8 @@
 #include "cuda/wgmma.h"
 #include "fragments.h"
 
-// Products in which each wave owns 16 rows of the result, so that per-row values, such as the maximum of a softmax,
-// stay in registers.
+// Products in which each wave owns 16 rows of the result, so that per-row values, such as a softmax's maximum, stay in
+// registers.
 
 namespace openmythos::gpu {
 
@@ -19,7 +19,7 @@ OPENMYTHOS_DEVICE void start_row_products(Accumulator (&sums)[N], const Fragment
     for (int k = 0; k < K; k++) wgmma<T>(sums, rows[k], descriptor(tiles + k / EACH * N * TILE * BLOCK_K, 0, k % EACH));
     wgmma_commit_group();
 #else
-    // Two operands load ahead. Left alone, the compiler loads more and runs out of registers.
+    // Two operands are loaded ahead; the compiler would load more and run out of registers.
     constexpr int AHEAD = 2;
     const TileOffsets offsets;
     const auto load = [&](int j) {
@@ -39,7 +39,7 @@ OPENMYTHOS_DEVICE void start_row_products(Accumulator (&sums)[N], const Fragment
 #endif
 }
 
-// Completes all row products of the wave; `sums` are those of the last.
+// Completes all row products of the wave; `sums` belong to the last one.
 template <int N>
 OPENMYTHOS_DEVICE void wait_row_products([[maybe_unused]] Accumulator (&sums)[N]) {
 #ifdef OPENMYTHOS_WGMMA

@@ -95,8 +95,8 @@ OPENMYTHOS_DEVICE void store_any(void* p, Type type, int64_t i, float x) {
 
 OPENMYTHOS_DEVICE float or_zero(bool valid, float x) { return valid ? x : 0.f; }
 
-// A row of any type, alignment and width. `left` is the number of columns from i to its end; lanes beyond it read
-// column i again, which needs no branch.
+// A row of any type, alignment and width. `left` is the number of columns from i to the end. Elements past it load
+// column i again and become 0, which avoids a branch.
 struct AnyRow {
     void* p;
     Type type;

@@ -23,8 +23,9 @@ OPENMYTHOS_DEVICE uint16_t* shared_tiles() {
     return align_tiles(memory);
 }
 
-// Runs `steps` steps with COUNT stages: load(step, stage) issues the copies of a step, commit(stage) completes them
-// where the hardware does not (AsyncCopy), compute(stage) uses the tiles. COUNT - 1 steps load while one computes.
+// A software pipeline of `steps` steps over COUNT stages: load(step, stage) issues the copies of a step, commit(stage)
+// completes them where the hardware does not (AsyncCopy), compute(stage) uses the tiles. COUNT - 1 steps load while one
+// computes.
 template <int COUNT = STAGES, class Load, class Commit, class Compute>
 OPENMYTHOS_DEVICE void pipeline(int steps, Load load, Commit commit, Compute compute) {
 #pragma unroll
@@ -34,7 +35,7 @@ OPENMYTHOS_DEVICE void pipeline(int steps, Load load, Commit commit, Compute com
     }
     int stage = 0, next = COUNT - 1;
     for (int s = 0; s < steps; s++) {
-        // Every wave has finished step s - 1 after this barrier, which also frees its stage.
+        // After this barrier every wave has finished step s - 1, whose stage is then free.
         wait_copy_groups<COUNT - 2>();
         const bool more = s + COUNT - 1 < steps;
         if (more) load(s + COUNT - 1, next);

@@ -4,8 +4,8 @@
 
 #include "vendors.h"
 
-// Selects the vendor whose compiler reads this: nvcc, or clang or hipcc with `-x hip -nogpuinc -nogpulib`. No other
-// file tests for it. The vendor's intrinsics.h defines
+// Selects the vendor by compiler: nvcc, or clang or hipcc with `-x hip -nogpuinc -nogpulib`. No other file tests for
+// the vendor. Its intrinsics.h defines
 //
 //     Vendor                                 its traits (vendors.h)
 //     OPENMYTHOS_KERNEL(threads)             a kernel of at most this many threads
@@ -22,7 +22,7 @@
 #define OPENMYTHOS_MMA_HEADER "cuda/mma.h"
 #endif
 
-// Shared memory of the size that the launch gives.
+// Dynamic shared memory; the launch sets its size.
 #ifndef OPENMYTHOS_DYNAMIC_SHARED
 #define OPENMYTHOS_DYNAMIC_SHARED(name) extern __shared__ Words name[]
 #endif

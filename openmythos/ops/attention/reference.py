@@ -1,4 +1,4 @@
-"""Multi-head attention with an arbitrary additive mask and dropout: the path no fused kernel takes."""
+"""Multi-head attention with an arbitrary additive mask and dropout, which no fused kernel supports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def attention(
     """dropout(softmax(q k^T * scale + mask)) v.
 
     q (B, T, H, d), k (B, S, H, d), v (B, S, H, dv), mask broadcastable to (B, H, T, S) -> (B, T, H, dv).
-    dropout: a probability, or what is applied to the weights (B, H, T, S).
+    dropout: a probability, or a function that is applied to the weights (B, H, T, S).
     """
     scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * scale
     if mask is not None:

@@ -1,7 +1,7 @@
-"""Projections without bias and the dense SwiGLU, by the fastest backend wherever nothing records the call.
+"""Projections without bias and the dense SwiGLU, by the fastest backend if nothing records the call.
 
-These two are not `openmythos::` ops: with gradients, under autocast or while compiling, torch's `linear`
-is what autograd, autocast and Inductor know best.
+These two are not `openmythos::` ops: with gradients, under autocast or while compiling they call torch's `linear`,
+which autograd, autocast and Inductor handle best.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ autograd("loop_step", _setup, _autograd)
 
 
 def _check(call: LoopStep | LoopStepInPlace) -> None:
-    """Shapes and the state's dtypes; the C++ kernels check them on their own."""
+    """Check shapes and the state's dtypes, for backends that do not validate calls themselves."""
     params = call.params
     shape = call.h.shape
     if len(shape) != 2:
@@ -226,7 +226,7 @@ def _check(call: LoopStep | LoopStepInPlace) -> None:
 
 
 def _split_depth(t: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
-    """(t, t_rows) of a call. `isinstance(t, int)` first: asking for a Tensor is slow where the answer is no."""
+    """(t, t_rows) of a call. `isinstance(t, int)` comes first: a failing isinstance(t, torch.Tensor) is slow."""
     if isinstance(t, int) or not isinstance(t, torch.Tensor):
         return t, None
     return 0, t if t.is_floating_point() else t.to(torch.int32).contiguous()

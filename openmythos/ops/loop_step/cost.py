@@ -9,7 +9,7 @@ Call = LoopStep | LoopStepInPlace | LoopStepBackward
 
 
 def _weights(call: Call) -> int:
-    """Bytes of the parameters that have a value for each column; the others are a few bytes."""
+    """Bytes of the parameters that have a value per column; the others are a few bytes."""
     parameters = (getattr(call, name) for name in LoopParams._fields)
     return sum(part.nbytes for part in parameters if part is not None and part.shape[-1] == call.h.shape[1])
 

@@ -120,7 +120,7 @@ def loop_step_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients for h, e, block_out, cum_p, A, B, lora_down, lora_scale, lora_b, halt_w, halt_b, norm_w.
 
-    That of h_out is grad_out itself. h' is recomputed. Without norm_w its gradient is an empty tensor.
+    The gradient of h_out is grad_out itself. h' is recomputed. Without norm_w its gradient is an empty tensor.
     """
     compute, depth = wide(grad_out.dtype), _depth(t, t_rows)
     rows = _scale_index(depth, lora_scale)

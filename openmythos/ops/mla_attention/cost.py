@@ -26,7 +26,7 @@ def _cost(call: MlaAttention, products: int) -> Cost:
 
 
 def mla_absorbed(call: MlaAttention) -> Cost:
-    """2 H [T dc (dn + dv) + pairs (2 dc + dr)] FLOPs a sequence."""
+    """2 H [T dc (dn + dv) + pairs (2 dc + dr)] FLOPs per sequence."""
     new, latent = call.q_nope.shape[1], call.latent.shape[2]
     pairs = seen_keys(new, call.total, causal=call.causal)
     up = latent * (call.w_uk.shape[1] + call.w_uv.shape[1])
@@ -34,7 +34,7 @@ def mla_absorbed(call: MlaAttention) -> Cost:
 
 
 def mla_decompressed(call: MlaAttention) -> Cost:
-    """2 H [S dc (dn + dv) + pairs (dn + dr + dv)] FLOPs a sequence."""
+    """2 H [S dc (dn + dv) + pairs (dn + dr + dv)] FLOPs per sequence."""
     new, nope, value = call.q_nope.shape[1], call.w_uk.shape[1], call.w_uv.shape[1]
     pairs = seen_keys(new, call.total, causal=call.causal)
     up = call.latent.shape[2] * (nope + value)

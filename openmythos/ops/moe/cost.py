@@ -12,7 +12,7 @@ def distinct_experts(rows: int, experts: int, k: int) -> float:
 
 
 def moe_experts(call: MoeExperts, *, hit: float | None = None) -> Cost:
-    """Routed and shared experts; the weights of `hit` experts are read, by default as many as uniform routing hits."""
+    """Routed and shared experts; reads the weights of `hit` routed ones, by default as many as uniform routing."""
     experts, (rows, k) = call.experts, call.ids.shape
     hit = distinct_experts(rows, experts.count, k) if hit is None else hit
     one = 3 * experts.dim * experts.width

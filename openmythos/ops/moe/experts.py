@@ -26,7 +26,7 @@ class MoeExperts(NamedTuple):
     experts: ExpertWeights
 
     def flat(self) -> tuple[torch.Tensor, ...]:
-        """The arguments of `openmythos::moe_experts`, which has the routed experts' stacks."""
+        """The arguments of `openmythos::moe_experts`, whose schema takes the routed experts' stacks."""
         return self.x, self.ids, self.weights, self.experts.gate_up, self.experts.down
 
     @classmethod
@@ -77,7 +77,7 @@ def _hidden_fake(call: MoeExperts) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reference(call: MoeExperts) -> torch.Tensor:
-    """The routed experts' reference; with shared experts the sum of the parts, each by its own best backend."""
+    """The routed experts' reference; with shared experts the sum of both, each computed by its best backend."""
     if not call.experts.shared:
         return reference.moe_experts(*call.flat())
     routed = call._replace(experts=call.experts.routed())
@@ -155,13 +155,13 @@ def _check(call: MoeExperts) -> None:
 
 
 def _keeps_hidden(device: str) -> bool:
-    """Whether a forward under grad on this device keeps gate x and up x: only where a kernel computes them anyway."""
+    """Whether a forward under grad on this device keeps gate x and up x: only if a kernel computes them anyway."""
     names = [entry.name for entry in dispatch.entries("moe_experts_hidden", device) if entry.name != "reference"]
     selected = dispatch.selected_by_name()
     return selected in names if selected else bool(names)
 
 
-# As torch.compiler.assume_constant_result does, whose import costs a second.
+# What torch.compiler.assume_constant_result does, without its import, which takes a second.
 _keeps_hidden._dynamo_marked_constant = True
 
 
@@ -181,8 +181,8 @@ def moe_experts(
     rows is never read.
 
     For the backward pass GPU kernels keep gate x and up x of every choice, 2 N k I elements; with `recompute` they
-    keep only the arguments and compute both again, as CPUs always do. An id outside 0..E-1 is an error on the CPU. On
-    a GPU checking it would synchronise with the host; there its row of the result is NaN.
+    keep only the arguments and recompute both, as CPUs always do. An id outside 0..E-1 is an error on the CPU. On a
+    GPU, where checking would synchronise with the host, that row of the result is NaN.
 
     Raises:
         ValueError: when the shapes do not agree.

@@ -11,10 +11,10 @@ from openmythos.ops.precision import wide
 def moe_route(
     logits: torch.Tensor, bias: torch.Tensor | None, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose k experts a row by logits + bias; weigh them by the softmax of their raw logits.
+    """Choose k experts per row by logits + bias, weighted by the softmax of their raw logits.
 
     Equal to softmax over all experts, gather, renormalise. Ties go to the lower id, NaN counts as -inf.
-    logits (N, E), bias (E) -> ids (N, k) int32, weights (N, k) float32, counts (E) int32: rows an expert serves.
+    logits (N, E), bias (E) -> ids (N, k) int32, weights (N, k) float32, counts (E) int32, the rows per expert.
     """
     raw = logits.to(wide(logits.dtype))
     score = raw if bias is None else raw + bias.to(raw.dtype)

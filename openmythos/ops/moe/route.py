@@ -13,7 +13,7 @@ from openmythos.ops.precision import wide
 
 
 class MoeRoute(NamedTuple):
-    """logits (N, E), bias (E) or None, k experts a row."""
+    """logits (N, E), bias (E) or None, k experts per row."""
 
     logits: torch.Tensor
     bias: torch.Tensor | None
@@ -67,7 +67,7 @@ autograd("moe_route", _setup, _autograd)
 def moe_route(
     logits: torch.Tensor, bias: torch.Tensor | None, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose k experts a row by logits + bias, weighted by the softmax of their raw logits.
+    """Choose k experts per row by logits + bias, weighted by the softmax of their raw logits.
 
     Equal to upstream's softmax over all experts, gather and renormalise; the bias balances load and
     never enters the weights (DeepSeek-V3, arXiv 2412.19437). Ties go to the lower id, NaN counts as -inf.

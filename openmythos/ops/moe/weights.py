@@ -17,7 +17,7 @@ class SharedExpert(NamedTuple):
 
 
 class ExpertWeights(Protocol):
-    """What every kind of expert weights tells a backend about itself."""
+    """The interface of every kind of expert weights."""
 
     shared: tuple[SharedExpert, ...]
 
@@ -45,7 +45,7 @@ class ExpertWeights(Protocol):
 
 
 class StackedExperts(NamedTuple):
-    """Routed experts in two stacks: gate_up (E, 2, I, D), the gate before the up matrix, and down (E, D, I)."""
+    """Routed experts in two stacks: gate_up (E, 2, I, D), gate first, and down (E, D, I)."""
 
     gate_up: torch.Tensor
     down: torch.Tensor

@@ -1,4 +1,4 @@
-"""Rotary position embedding on interleaved pairs, alone and on the way into the cache of latent attention."""
+"""Rotary position embedding on interleaved pairs, alone and fused with writing the cache of latent attention."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ autograd("rope", _setup, _autograd)
 def rope(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     """(x0 + i x1) * (cos + i sin) on adjacent pairs, computed in float32 (Su et al., arXiv 2104.09864).
 
-    x (B, T, H, d), cos_sin (T, d/2, 2) float32 -> (B, T, H, d) in x's dtype. Its gradient is the rotation back, by
+    x (B, T, H, d), cos_sin (T, d/2, 2) float32 -> (B, T, H, d) in x's dtype. Its gradient is the inverse rotation, by
     the same kernel.
     """
     call = Rope(x, cos_sin, False)

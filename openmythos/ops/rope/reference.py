@@ -1,4 +1,4 @@
-"""Rotary position embedding on interleaved pairs (Su et al., 2021), alone and on the way into the cache."""
+"""Rotary position embedding on interleaved pairs (Su et al., 2021), alone and fused with writing the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openmythos.ops.rms_norm.reference import rms_norm
 
 
 def rope(x: torch.Tensor, cos_sin: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    """(x0 + i x1) * (cos + i sin) on adjacent pairs, computed in float32; `inverse` turns back, by cos - i sin.
+    """(x0 + i x1) * (cos + i sin) on adjacent pairs, computed in float32; `inverse` rotates back, by cos - i sin.
 
     x (B, T, H, d), cos_sin (T, d/2, 2) or (B, T, d/2, 2) -> (B, T, H, d) in x's dtype.
     """

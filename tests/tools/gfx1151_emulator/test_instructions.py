@@ -1,4 +1,4 @@
-"""Single instructions of the emulator that move lanes, halves and scalars, on 32 lanes, against what torch says."""
+"""Single instructions of the emulator that move lanes, halves and scalars, on 32 lanes, against torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOME = 0x0F0F0F0F
 
 
 def run(instruction: str, x: torch.Tensor, y: torch.Tensor, on: int = ALL, lds: bool = False) -> torch.Tensor:
-    """The lanes of v2 after `instruction`, with v0 = x, v1 = y, v2 = OLD, v3 = 4 * lane; LDS holds x if asked for."""
+    """The lanes of v2 after `instruction`, with v0 = x, v1 = y, v2 = OLD, v3 = 4 * lane; with `lds`, LDS holds x."""
     lines = ["s_mov_b32 exec_lo, -1", "v_mov_b32 v0, %1", "v_mov_b32 v1, %2", "v_lshlrev_b32 v3, 2, %3"]
     lines += ["v_add_nc_u32 v2, 1000, %3", *(["ds_store_b32 v3, v0 offset:0"] if lds else [])]
     lines += ["s_waitcnt lgkmcnt(0)", f"s_mov_b32 exec_lo, 0x{on:x}", instruction, "s_waitcnt lgkmcnt(0)"]
@@ -165,7 +165,7 @@ def test_stores_of_halves() -> None:
     ],
 )
 def test_scalar_floats(instruction: str, want: float) -> None:
-    """RDNA3.5 has them, RDNA3 has not; s20 = 2.5, s21 = 3."""
+    """RDNA3.5 has them, RDNA3 does not; s20 = 2.5, s21 = 3."""
     x = torch.full((32,), 2.5).view(torch.int32)
     before = "v_readfirstlane_b32 s20, v0\n s_mov_b32 s21, 0x40400000\n "
     found = run(f"{before}{instruction}\n v_mov_b32 v2, s22", x, x).view(torch.float32)

@@ -5,7 +5,7 @@
 #include "../element.h"
 
 #define OPENMYTHOS_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
-// Without a number of resident blocks ptxas gives up registers, and loads in flight with them, to fit more.
+// Without a bound on resident blocks ptxas saves registers, and with them loads in flight, to raise occupancy.
 #define OPENMYTHOS_KERNEL_RESIDENT(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -25,7 +25,7 @@ OPENMYTHOS_DEVICE int block_index_y() { return int(blockIdx.y); }
 OPENMYTHOS_DEVICE int block_index_z() { return int(blockIdx.z); }
 OPENMYTHOS_DEVICE void sync_block() { __syncthreads(); }
 OPENMYTHOS_DEVICE void sync_wave() { __syncwarp(); }
-// A value that all lanes of a wave share: a hint where the compiler needs one.
+// Tells the compiler that all lanes of the wave hold the same x; nvcc does not need it.
 OPENMYTHOS_DEVICE int uniform(int x) { return x; }
 
 // The value of lane `lane ^ MASK`.
@@ -70,7 +70,7 @@ OPENMYTHOS_DEVICE uint32_t pack2(float low, float high) {
     return y;
 }
 
-// The same for values from 0 to 1, where NaN may be lost.
+// The same for values from 0 to 1; NaN need not be kept.
 template <class T>
 OPENMYTHOS_DEVICE uint32_t pack2_probabilities(float low, float high) {
     return pack2<T>(low, high);
@@ -97,19 +97,19 @@ OPENMYTHOS_DEVICE int opaque(int x) {
     asm("" : "+r"(x));
     return x;
 }
-// The same, and loops recompute derived values in every iteration.
+// The same, and derived values are recomputed in every iteration of a loop.
 OPENMYTHOS_DEVICE int opaque_in_loop(int x) {
     asm volatile("" : "+r"(x));
     return x;
 }
 // No read of x moves above this, and no write to it below.
 OPENMYTHOS_DEVICE void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
-// No instruction moves across this, where the compiler's order needs help.
+// No instruction moves across this; nvcc does not need it.
 OPENMYTHOS_DEVICE void scheduling_barrier() {}
 
 // ---- memory -----------------------------------------------------------------------------------------------------
 
-// Global load of data that this block reads once: bypasses L1, which keeps what blocks share.
+// Global load of data that this block reads once: bypasses L1, which is left to data that blocks share.
 OPENMYTHOS_DEVICE Words load_once(const void* p) {
     Words x;
     asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -120,7 +120,7 @@ OPENMYTHOS_DEVICE Words load_once(const void* p) {
 // Global load through L1.
 OPENMYTHOS_DEVICE Words load_cached(const void* p) { return *static_cast<const Words*>(p); }
 
-// Relaxed, in the scope of the device.
+// Relaxed, device scope.
 OPENMYTHOS_DEVICE void atomic_add(int32_t* p, int32_t x) { atomicAdd(p, x); }
 
 OPENMYTHOS_DEVICE uint32_t shared_address(const void* p) {
@@ -129,13 +129,13 @@ OPENMYTHOS_DEVICE uint32_t shared_address(const void* p) {
     return y;
 }
 
-// The first address from p on where shared tiles may begin.
+// The first address at or after p where shared tiles may begin.
 OPENMYTHOS_DEVICE uint16_t* align_tiles(Words* p) {
     return reinterpret_cast<uint16_t*>(p) + (0u - shared_address(p)) % Vendor::TILES.alignment / 2;
 }
 
-// A thread's COUNT copies of 16 bytes from global to shared memory. issue() starts the i-th; commit() makes it part of
-// shared memory where the hardware does not.
+// A thread's COUNT asynchronous copies of 16 bytes from global to shared memory. issue() starts the i-th; commit() does
+// nothing here, since cp.async itself writes to shared memory.
 template <int COUNT>
 struct AsyncCopy {
     // Writes zeros unless `inside`; `from` must be a valid address even then.

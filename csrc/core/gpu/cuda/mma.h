@@ -1,7 +1,7 @@
 #pragma once
 
 // NVIDIA's part of fragments.h: mma.sync m16n8k16, two for each 16 x 16 product. Lane l holds elements of rows l / 4
-// and l / 4 + 8 of a fragment, and of an accumulator pairs of adjacent columns in these rows.
+// and l / 4 + 8 of a fragment, and pairs of adjacent columns of these rows of an accumulator.
 
 namespace openmythos::gpu {
 
@@ -21,12 +21,12 @@ OPENMYTHOS_DEVICE void mma_m16n8k16(float* c, uint32_t a0, uint32_t a1, uint32_t
 #undef OPENMYTHOS_MMA
 }
 
-// ---- products of vectors as they are in memory ------------------------------------------------------------------
+// ---- products of vectors in memory order -------------------------------------------------------------------------
 
-// For mma_vectors: the row and the first of the eight columns that the lane's vector holds, in either operand.
+// For mma_vectors: the row of the lane's vector, in either operand, and the first of its eight columns.
 OPENMYTHOS_DEVICE int vector_row(int vector) { return lane_index() / 4 + 8 * vector; }
 OPENMYTHOS_DEVICE int vector_column(int) { return 8 * (lane_index() % 4); }
-// The place of the lane's i-th sum.
+// Row and column of the lane's i-th sum.
 OPENMYTHOS_DEVICE int vector_m(int i) { return lane_index() / 4 + i % 4 / 2 * 8; }
 OPENMYTHOS_DEVICE int vector_n(int i) { return i / 4 * 8 + lane_index() % 4 * 2 + i % 2; }
 
@@ -90,7 +90,7 @@ OPENMYTHOS_DEVICE void load_unaligned(const uint16_t* const (&rows)[FRAGMENT_ROW
     }
 }
 
-// From shared memory, K not permuted: the other operand is the result of transpose().
+// From shared memory, K not permuted, since the other operand is a result of transpose().
 OPENMYTHOS_DEVICE Fragment load_shared(const uint16_t* tile, int stride) {
     Fragment x;
 #pragma unroll
@@ -110,8 +110,8 @@ OPENMYTHOS_DEVICE Fragment transpose(const Fragment& x, uint16_t*) {
     return {{transpose_8x8(x.w[0]), transpose_8x8(x.w[2]), transpose_8x8(x.w[1]), transpose_8x8(x.w[3])}};
 }
 
-// Stores sums against transposed fragment c of COUNT to rows at `out`, each row times its factor. A lane holds four
-// contiguous columns, those that load_fragments gave it.
+// Stores the sums of products with the c-th of COUNT transposed fragments to rows at `out`, each row times its factor.
+// A lane holds four contiguous columns, the ones that load_fragments gave it.
 template <int COUNT, class Keep>
 OPENMYTHOS_DEVICE void store_accumulator(const Accumulator& acc, int c, float* out, int64_t stride,
                                          const float* factors, Keep keep) {
@@ -148,7 +148,7 @@ OPENMYTHOS_DEVICE Fragment load_tile(const uint16_t* tile, int row, int k) {
     return load_quarters(tile + swizzled(row + lane % TILE, 2 * k + lane / TILE));
 }
 
-// The same with offsets computed once: the compiler would compute, and keep, new ones for every 16 rows.
+// The same with offsets computed once: the compiler would compute and keep separate ones for every 16 rows.
 struct TileOffsets {
     int at[CHUNKS / 2];
     OPENMYTHOS_DEVICE TileOffsets() {
@@ -161,10 +161,10 @@ struct TileOffsets {
 
 // ---- row products -----------------------------------------------------------------------------------------------
 
-// Of the lane's i-th sum: which of the lane's rows it belongs to, and its column.
+// For the lane's i-th sum: which of the lane's rows it belongs to, and its column.
 OPENMYTHOS_DEVICE int lane_row(int i) { return i / 2 % 2; }
 OPENMYTHOS_DEVICE int lane_column(int i) { return accumulator_column(i); }
-// One lane of those that share rows.
+// True in one lane of those that share rows.
 OPENMYTHOS_DEVICE bool leads_rows() { return lane_index() % 4 == 0; }
 OPENMYTHOS_DEVICE float row_max(float x) {
     x = __builtin_fmaxf(x, from_lane_xor<1>(x));
@@ -180,7 +180,7 @@ OPENMYTHOS_DEVICE void mma_rows(Accumulator& acc, const Fragment& rows, const Fr
     mma<T>(acc, rows, columns);
 }
 
-// Rounds sums to 16 bits as an operand.
+// Rounds sums to 16 bits, as an operand of the next product.
 template <class Pack>
 OPENMYTHOS_DEVICE Fragment to_fragment(const Accumulator& acc, Pack pack) {
     Fragment x;
@@ -189,7 +189,7 @@ OPENMYTHOS_DEVICE Fragment to_fragment(const Accumulator& acc, Pack pack) {
     return x;
 }
 
-// 16 elements of each of the lane's rows, which are 16-byte aligned.
+// Loads 16 elements of each of the lane's rows, which must be 16-byte aligned.
 OPENMYTHOS_DEVICE Fragment load_rows(const uint16_t* const (&rows)[LANE_ROWS]) {
     Fragment x;
 #pragma unroll

@@ -3,14 +3,14 @@
 #include "../fragments.h"
 
 // wgmma of sm_90a: four waves multiply 64 rows together, and each gets the sums of 16 of them. Asynchronous: between
-// wgmma_fence() and wgmma_wait() neither the sums nor operands in registers may be touched.
+// wgmma_fence() and wgmma_wait(), touch neither the sums nor operands in registers.
 
 #ifdef OPENMYTHOS_WGMMA
 
 namespace openmythos::gpu {
 
-// Rows of a swizzled tile from `row`, a multiple of 8, on; columns from 16 k on. Eight rows are 1024 bytes, K-major,
-// 128-byte swizzle (PTX ISA, "Matrix Descriptor Format" of wgmma).
+// Rows of a swizzled tile from `row`, a multiple of 8; columns from 16 k. K-major with 128-byte swizzle, eight rows are
+// 1024 bytes (PTX ISA, "Matrix Descriptor Format" of wgmma).
 OPENMYTHOS_DEVICE uint64_t descriptor(const uint16_t* tile, int row, int k) {
     const uint32_t at = shared_address(tile + row * BLOCK_K + k * TILE);
     return uint64_t((at & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
@@ -80,10 +80,10 @@ OPENMYTHOS_DEVICE void wgmma(Accumulator (&sums)[N], const Fragment& a, uint64_t
 #undef OPENMYTHOS_WGMMA_TYPED
 }
 
-// Orders the wgmma that follow after earlier accesses to their registers.
+// Orders later wgmma after earlier accesses to their registers.
 OPENMYTHOS_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 OPENMYTHOS_DEVICE void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// All committed products are complete.
+// Waits for all committed products.
 OPENMYTHOS_DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 }  // namespace openmythos::gpu

@@ -1,6 +1,6 @@
 #pragma once
 
-// AMD: what device code needs beyond C++, in compiler built-ins alone, since ROCm's device libraries need not be
+// AMD: what device code needs beyond C++, in compiler built-ins only, since ROCm's device libraries need not be
 // installed. See vendor.h.
 
 #ifndef __device__
@@ -79,7 +79,7 @@ OPENMYTHOS_DEVICE uint32_t pack2(float low, float high) {
     return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
 }
 
-// The same for values from 0 to 1, where NaN may be lost.
+// The same for values from 0 to 1; NaN need not be kept.
 template <class T>
 OPENMYTHOS_DEVICE uint32_t pack2_probabilities(float low, float high) {
     if constexpr (__is_same(T, bf16))
@@ -101,7 +101,7 @@ OPENMYTHOS_DEVICE int opaque(int x) {
     asm("" : "+v"(x));
     return x;
 }
-// The same, and loops recompute derived values in every iteration.
+// The same, and derived values are recomputed in every iteration of a loop.
 OPENMYTHOS_DEVICE int opaque_in_loop(int x) {
     asm volatile("" : "+v"(x));
     return x;
@@ -125,12 +125,12 @@ OPENMYTHOS_DEVICE Words load_once(const void* p) {
 // Global load through the first-level cache.
 OPENMYTHOS_DEVICE Words load_cached(const void* p) { return __builtin_bit_cast(Words, *(const global_words4*)p); }
 
-// Relaxed, in the scope of the device.
+// Relaxed, device scope.
 OPENMYTHOS_DEVICE void atomic_add(int32_t* p, int32_t x) {
     __hip_atomic_fetch_add((global_int32*)p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 
-// The first address from p on where shared tiles may begin.
+// The first address at or after p where shared tiles may begin.
 OPENMYTHOS_DEVICE uint16_t* align_tiles(Words* p) { return reinterpret_cast<uint16_t*>(p); }
 
 // A thread's COUNT copies of 16 bytes from global to shared memory, through registers. issue() starts the i-th load;
@@ -145,7 +145,7 @@ struct AsyncCopy {
     OPENMYTHOS_DEVICE void commit(int i, uint16_t* to) const { store_words(to, words[i]); }
 };
 
-// Nothing is pending after commit(), so that there are no groups.
+// Empty: commit() leaves nothing pending.
 OPENMYTHOS_DEVICE void commit_copy_group() {}
 template <int PENDING>
 OPENMYTHOS_DEVICE void wait_copy_groups() {

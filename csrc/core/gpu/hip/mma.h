@@ -1,17 +1,17 @@
 #pragma once
 
-// AMD's part of fragments.h: WMMA 16 x 16 x 16 of gfx11. A lane holds row lane % 16 of a fragment, and both halves of
-// the wave hold the same. Of an accumulator it holds one column, every other row; row products exchange the operands,
-// so that the column is a row.
+// AMD's part of fragments.h: WMMA 16 x 16 x 16 of gfx11. A lane holds row lane % 16 of a fragment; both halves of the
+// wave hold the same. It holds every other row of one column of an accumulator; row products swap the operands, so that
+// this column is a row.
 
 namespace openmythos::gpu {
 
-// ---- products of vectors as they are in memory ------------------------------------------------------------------
+// ---- products of vectors in memory order -------------------------------------------------------------------------
 
-// For mma_vectors: the row and the first of the eight columns that the lane's vector holds, in either operand.
+// For mma_vectors: the row of the lane's vector, in either operand, and the first of its eight columns.
 OPENMYTHOS_DEVICE int vector_row(int) { return lane_index() % 16; }
 OPENMYTHOS_DEVICE int vector_column(int vector) { return 8 * vector; }
-// The place of the lane's i-th sum.
+// Row and column of the lane's i-th sum.
 OPENMYTHOS_DEVICE int vector_m(int i) { return 2 * i + lane_index() / 16; }
 OPENMYTHOS_DEVICE int vector_n(int) { return lane_index() % 16; }
 
@@ -65,7 +65,7 @@ OPENMYTHOS_DEVICE void load_unaligned(const uint16_t* const (&rows)[FRAGMENT_ROW
     for (int j = 0; j < 8; j++) fragment.words[j / 4].w[j % 4] = rows[0][2 * j] | uint32_t(rows[0][2 * j + 1]) << 16;
 }
 
-// From shared memory, K not permuted: the other operand is the result of transpose().
+// From shared memory, K not permuted, since the other operand is a result of transpose().
 OPENMYTHOS_DEVICE Fragment load_shared(const uint16_t* tile, int stride) {
     const Words* from = reinterpret_cast<const Words*>(tile + lane_index() % TILE * stride);
     return {{from[0], from[1]}};
@@ -88,7 +88,7 @@ OPENMYTHOS_DEVICE Fragment transpose(const Fragment& x, uint16_t* scratch) {
     return y;
 }
 
-// Stores sums against transposed fragment c of COUNT to rows at `out`, each row times its factor.
+// Stores the sums of products with the c-th of COUNT transposed fragments to rows at `out`, each row times its factor.
 template <int COUNT, class Keep>
 OPENMYTHOS_DEVICE void store_accumulator(const Accumulator& acc, int c, float* out, int64_t stride,
                                          const float* factors, Keep keep) {
@@ -111,7 +111,7 @@ OPENMYTHOS_DEVICE Fragment load_tile(const uint16_t* tile, int row, int k) {
     return x;
 }
 
-// The same with offsets computed once: the compiler would compute, and keep, new ones for every 16 rows.
+// The same with offsets computed once: the compiler would compute and keep separate ones for every 16 rows.
 struct TileOffsets {
     int at[CHUNKS];
     OPENMYTHOS_DEVICE TileOffsets() {
@@ -128,10 +128,10 @@ struct TileOffsets {
 
 // ---- row products -----------------------------------------------------------------------------------------------
 
-// Of the lane's i-th sum: which of the lane's rows it belongs to, and its column.
+// For the lane's i-th sum: which of the lane's rows it belongs to, and its column.
 OPENMYTHOS_DEVICE int lane_row(int) { return 0; }
 OPENMYTHOS_DEVICE int lane_column(int i) { return accumulator_row(i); }
-// One lane of those that share rows.
+// True in one lane of those that share rows.
 OPENMYTHOS_DEVICE bool leads_rows() { return lane_index() < TILE; }
 OPENMYTHOS_DEVICE float row_max(float x) { return __builtin_fmaxf(x, from_lane_xor<16>(x)); }
 OPENMYTHOS_DEVICE float row_sum(float x) { return x + from_lane_xor<16>(x); }
@@ -141,7 +141,8 @@ OPENMYTHOS_DEVICE void mma_rows(Accumulator& acc, const Fragment& rows, const Fr
     mma<T>(acc, columns, rows);
 }
 
-// Rounds sums to 16 bits as an operand. A lane holds every other element of its row, lane ^ 16 the ones between.
+// Rounds sums to 16 bits, as an operand of the next product. A lane holds every other element of its row, lane ^ 16 the
+// ones between.
 template <class Pack>
 OPENMYTHOS_DEVICE Fragment to_fragment(const Accumulator& acc, Pack pack) {
     const uint32_t pick = lane_index() < TILE ? 0x05040100 : 0x01000504;
@@ -157,7 +158,7 @@ OPENMYTHOS_DEVICE Fragment to_fragment(const Accumulator& acc, Pack pack) {
     return x;
 }
 
-// 16 elements of each of the lane's rows, which are 16-byte aligned.
+// Loads 16 elements of each of the lane's rows, which must be 16-byte aligned.
 OPENMYTHOS_DEVICE Fragment load_rows(const uint16_t* const (&rows)[LANE_ROWS]) {
     return {{load_cached(rows[0]), load_cached(rows[0] + 8)}};
 }

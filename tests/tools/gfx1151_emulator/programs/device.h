@@ -1,4 +1,4 @@
-// As much of HIP as the programs here use, on compiler builtins alone: ROCm's headers need all of ROCm.
+// The part of HIP that these programs use, on compiler built-ins only, since ROCm's headers need all of ROCm.
 #pragma once
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
@@ -38,7 +38,7 @@ static __device__ inline void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 static __device__ inline int lane() { return __builtin_amdgcn_mbcnt_lo(~0u, 0); }
-// The value of another lane, its own where `from` is no lane.
+// The value of another lane, or the lane's own if `from` is not a lane.
 static __device__ inline int shuffle(int value, int from) {
     return __builtin_amdgcn_ds_bpermute((from < 0 || from > 31 ? lane() : from) << 2, value);
 }

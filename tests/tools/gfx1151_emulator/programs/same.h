@@ -1,5 +1,5 @@
-// Arithmetic whose result does not depend on the machine: run on the host and in the emulator, it has to agree bit for
-// bit. F is what a function is declared with; the compiler must not contract a * b + c.
+// Arithmetic whose result does not depend on the machine: host and emulator must agree bit for bit. F is the functions'
+// declaration specifier; the compiler must not contract a * b + c.
 typedef unsigned u32;
 typedef unsigned long long u64;
 typedef long long i64;

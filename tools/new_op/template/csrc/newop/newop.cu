@@ -1,7 +1,7 @@
 #include "../core/gpu/rows.h"
 #include "args.h"
 
-// One block a row; a thread moves eight columns at a time.
+// One block per row; a thread copies eight columns at a time.
 
 namespace openmythos::gpu {
 
