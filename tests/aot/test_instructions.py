@@ -16,19 +16,19 @@ from tests.aot.specimens import load
 # Kernels that multiply matrices, and which of their constexprs has the rows of a tile.
 PRODUCTS = {
     "_mla_fold_kernel": "BLOCK_R",
-    "_mla_absorbed_kernel": "BLOCK_M",
+    "_mla_decode_kernel": "BLOCK_M",
     "_mla_combine_kernel": "BLOCK_R",
     "_mla_scores_kernel": "BLOCK_M",
     "_mla_values_kernel": "BLOCK_M",
-    "_mla_decompressed_kernel": "BLOCK_M",
+    "_mla_prefill_kernel": "BLOCK_M",
     "_mla_backward_queries_kernel": "BLOCK_M",
     "_mla_backward_keys_kernel": "BLOCK_N",
     "_moe_gate_up_kernel": "BLOCK_M",
     "_moe_down_kernel": "BLOCK_M",
     "_moe_hidden_grad_kernel": "BLOCK_M",
     "_moe_weight_grad_kernel": "BLOCK_M",
-    "_moe_streamed_up_kernel": "ROWS",
-    "_moe_streamed_down_kernel": "ROWS",
+    "_moe_decode_up_kernel": "ROWS",
+    "_moe_decode_down_kernel": "ROWS",
 }
 # Kernels whose time is what they move.
 STREAMS = (
@@ -39,9 +39,9 @@ STREAMS = (
     "_loop_step_backward_kernel",
     "_loop_step_wide_sums_kernel",
     "_loop_step_wide_columns_kernel",
-    "_mla_absorbed_kernel",
-    "_moe_streamed_up_kernel",
-    "_moe_streamed_down_kernel",
+    "_mla_decode_kernel",
+    "_moe_decode_up_kernel",
+    "_moe_decode_down_kernel",
     "_moe_gather_sum_kernel",
 )
 WMMA = {"bfloat16": "v_wmma_f32_16x16x16_bf16", "float16": "v_wmma_f32_16x16x16_f16"}

@@ -64,7 +64,7 @@ def _entry(arch: str, kernel: str, index: int) -> Config:
     """An entry of the file that `arch` uses, shrunk to fit `arch`."""
     chosen = {name: value for name, value in _table(nearest(arch))[kernel][index].items() if name != "at_most"}
     if arch in SMALL_SHARED:
-        most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_ABSORBED_ROWS} if kernel == "mla_absorbed" else {})
+        most = {"num_stages": SMALL_STAGES} | ({"BLOCK_M": SMALL_ABSORBED_ROWS} if kernel == "mla_decode" else {})
         chosen |= {name: min(chosen[name], bound) for name, bound in most.items() if name in chosen}
     options = {name: chosen.pop(name) for name in OPTIONS if name in chosen}
     return Config(chosen, options)

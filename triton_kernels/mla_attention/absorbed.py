@@ -63,7 +63,7 @@ def _mla_fold_kernel(
 
 
 @triton.jit(do_not_specialize=["total", "new", "heads", "dc", "table_b"])
-def _mla_absorbed_kernel(
+def _mla_decode_kernel(
     p_q, p_q_rope, p_latent, p_k_rope, p_lens, p_table, p_part, p_lse, scale, total, new, heads, dc,
     q_rope_b, q_rope_t, q_rope_h, latent_b, latent_s, k_rope_b, k_rope_s, table_b,
     DC: tl.constexpr, DR: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, R: tl.constexpr,
@@ -252,7 +252,7 @@ def _split_attention(q: torch.Tensor, call: MlaAttention) -> tuple[torch.Tensor,
     total = call.total
     rows, target = new * heads, target_of(latent)
     (first, second), rope = pieces(dc), rope_piece(dr)
-    chosen = config("mla_absorbed", target, size=latent.element_size(), width=dc, rows=rows, paged=page)
+    chosen = config("mla_decode", target, size=latent.element_size(), width=dc, rows=rows, paged=page)
     block = dict(chosen.constexprs)
     programs, least_keys = block.pop("PROGRAMS"), block.pop("LEAST_KEYS")
     blocks = triton.cdiv(rows, block["BLOCK_M"])
@@ -260,7 +260,7 @@ def _split_attention(q: torch.Tensor, call: MlaAttention) -> tuple[torch.Tensor,
     part = torch.empty((batch, splits, rows, dc), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((batch, splits, rows), dtype=torch.float32, device=q.device)
     launch(
-        _mla_absorbed_kernel, (blocks, splits, batch), q, q_rope, latent, k_rope, call.seq_lens, block_table, part,
+        _mla_decode_kernel, (blocks, splits, batch), q, q_rope, latent, k_rope, call.seq_lens, block_table, part,
         part_lse, call.scale * LOG2E, total, new, heads, dc, *q_rope.stride()[:3], *sequence_strides(latent),
         *sequence_strides(k_rope), 0 if block_table is None else block_table.stride(0), DC=dc, DR=dr, C0=first,
         C1=second, R=rope, CAUSAL=call.causal, PAGE=page, **block, options=chosen.options,

@@ -63,7 +63,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["begin", "end", "total", "new", "heads", "dn"])
-def _mla_decompressed_kernel(
+def _mla_prefill_kernel(
     p_q, p_q_rope, p_key, p_value, p_k_rope, p_lens, p_state, p_out, p_lse, scale, begin, end, total, new, heads, dn,
     q_b, q_t, q_h, q_rope_b, q_rope_t, q_rope_h, key_b, key_s, key_h, k_rope_b, k_rope_s,
     DN: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr,
@@ -153,7 +153,7 @@ def mla_decompressed(call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
     device = q_nope.device
     out = torch.empty((batch, new, heads, dv), dtype=q_nope.dtype, device=device)
     lse = torch.empty((batch, heads, new), dtype=torch.float32, device=device)
-    chosen = config("mla_decompressed", target_of(q_nope), size=q_nope.element_size(), new=new, width=dn + dr)
+    chosen = config("mla_prefill", target_of(q_nope), size=q_nope.element_size(), new=new, width=dn + dr)
     tile = chosen.constexprs["BLOCK_N"]
     row_bytes = max(batch * heads * (dn + dv) * latent.element_size(), 1)
     segment = max(WORKSPACE // row_bytes // tile, 1) * tile
@@ -167,7 +167,7 @@ def mla_decompressed(call: MlaAttention) -> tuple[torch.Tensor, torch.Tensor]:
         begin, end = i * segment, min(i * segment + segment, total)
         both = product(latent[:, begin:end], weight).view(batch, end - begin, heads, dn + dv)
         launch(
-            _mla_decompressed_kernel, grid, q_nope, q_rope, both, both[..., dn:], k_rope, seq_lens, state, out, lse,
+            _mla_prefill_kernel, grid, q_nope, q_rope, both, both[..., dn:], k_rope, seq_lens, state, out, lse,
             call.scale * LOG2E, begin, end, total, new, heads, dn, *q_nope.stride()[:3], *q_rope.stride()[:3],
             *both.stride()[:3], k_rope.stride(0), k_rope.stride(1), DN=dn, DR=dr, DV=dv, N0=n0, N1=n1,
             R=rope_piece(dr), V0=v0, V1=v1, CAUSAL=call.causal, OPENS=i == 0, CLOSES=i == segments - 1,

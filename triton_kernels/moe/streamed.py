@@ -94,7 +94,7 @@ def _leaders(p_ids, i_slot, slots, k, ids_stride, experts, SLOTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "slots"])
-def _moe_streamed_up_kernel(
+def _moe_decode_up_kernel(
     p_x,
     p_ids,
     p_weights,
@@ -222,7 +222,7 @@ def _unroutable(p_ids, o_n, rows, ids_stride, experts, K: tl.constexpr, K_BLOCK:
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "chunks"])
-def _moe_streamed_down_kernel(
+def _moe_decode_down_kernel(
     p_ids,
     p_units,
     p_act,
@@ -280,7 +280,7 @@ def _moe_streamed_down_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _moe_streamed_sum_kernel(
+def _moe_decode_sum_kernel(
     p_partial,
     p_ids,
     p_out,
@@ -323,10 +323,10 @@ def streamed_experts(call: MoeExperts) -> torch.Tensor:
     routing = {"K": k, "K_BLOCK": max(triton.next_power_of_2(k), tile_rows)}
     common = {**routing, "SHARED": len(shared), "ROWS": tile_rows}
 
-    up = config("moe_streamed_up", target, **key)
+    up = config("moe_decode_up", target, **key)
     block_i = up.constexprs["BLOCK_I"]
     launch(
-        _moe_streamed_up_kernel,
+        _moe_decode_up_kernel,
         (triton.cdiv(width, block_i), slots + chunks),
         *(x, ids, weights, gate_up, units, act, act_shared, tuple(part for part, _, _ in shared)),
         *(tuple(part for _, part, _ in shared), tuple(part.stride(0) for part, _, _ in shared)),
@@ -340,12 +340,12 @@ def streamed_experts(call: MoeExperts) -> torch.Tensor:
         **up.constexprs,
     )
 
-    chosen = config("moe_streamed_down", target, columns=columns, **key)
+    chosen = config("moe_decode_down", target, columns=columns, **key)
     block_o, block_i, split = (chosen.constexprs[name] for name in ("BLOCK_O", "BLOCK_I", "SPLIT"))
     out = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     partial = torch.empty((split, rows, columns), dtype=torch.float32, device=x.device) if split > 1 else out
     launch(
-        _moe_streamed_down_kernel,
+        _moe_decode_down_kernel,
         (triton.cdiv(columns, block_o), split),
         *(ids, units, act, act_shared, down, partial, tuple(part for _, _, part in shared)),
         *(tuple(part.stride(0) for _, _, part in shared), widths, rows, slots, columns, width, experts, chunks),
@@ -359,7 +359,7 @@ def streamed_experts(call: MoeExperts) -> torch.Tensor:
     if split > 1:
         total = config("moe_gather_sum", target, columns=columns)
         launch(
-            _moe_streamed_sum_kernel,
+            _moe_decode_sum_kernel,
             (rows, triton.cdiv(columns, total.constexprs["BLOCK"])),
             *(partial, ids, out, rows, columns, experts, ids.stride(0)),
             options=total.options,
