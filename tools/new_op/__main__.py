@@ -22,7 +22,7 @@ To do, in this order:
      in openmythos/samples.py
   3. what has to hold in tests/ops/test_{name}.py
   4. a kernel, and its entry: csrc/{name} in openmythos/backends/cpp.py, triton_kernels/{name} in backends/triton.py;
-     `python -m tests.golden triton/{name} cpp/{name}` records what the compilers made of it
+     specimens in tests/aot/specimens/{name}.py; then `python -m tests.golden triton/{name} cpp/{name}`
   5. the counts in openmythos/ops/{name}/cost.py, the cases in bench/bench_{name}.py, a line in docs/architecture.md"""
 
 

@@ -29,7 +29,7 @@ static void for_tasks(const Threads& threads, int64_t tasks, const Body& body) {
 template <class Body>
 static void for_tasks_from_both_ends(const Threads& threads, int64_t tasks, const Body& body) {
     struct Queue {
-        uint64_t taken;  // from the near end in the low half, from the far end in the high one
+        uint64_t taken;  // tasks from the start in the low half, from the end in the high half
         int64_t tasks;
         const Body* body;
     } queue{0, tasks, &body};
